@@ -1,0 +1,1 @@
+"""Everything that happens on a lent machine. Never imports `coordinator`."""

@@ -1,0 +1,42 @@
+"""The port to the place where candidates run.
+
+A sandbox turns a Box (what may be seen, written and used) into a running process tree and promises to end the
+whole tree. `bare` offers process group, limits and an empty environment, and no isolation at all: it is level 0.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from subprocess import Popen
+from typing import Protocol
+
+from swarm.records import Limits
+
+
+@dataclass(frozen=True)
+class Box:
+    """What one process tree may see and use."""
+
+    argv: tuple[str, ...]
+    readable: tuple[Path, ...]  # files and folders, read-only, nothing else of the user's
+    scratch: Path  # the only writable folder, and the working directory
+    limits: Limits
+    environment: Mapping[str, str] = field(default_factory=dict)
+    answers: bool = False  # True: stdin and stdout are binary pipes for the scorer; False: stdout and stderr are one log pipe
+
+
+class Sandbox(Protocol):
+    """Starts and ends process trees."""
+
+    level: int
+    name: str
+
+    def start(self, box: Box) -> Popen[bytes]:
+        """Start the tree.
+
+        Raises:
+            OSError: the machinery failed (no such program, no memory); not the candidate's fault.
+        """
+
+    def kill(self, process: Popen[bytes]) -> None:
+        """End the whole tree within a second and reap it. Harmless when it has ended already."""

@@ -1,0 +1,65 @@
+"""Records to bytes and back: msgpack on the wire and in spools, JSON in the ledger.
+
+Everything that comes from outside this process is parsed here, strictly (unknown keys, NaN and wrong types are
+refused), so that the rest may trust its types.
+"""
+
+from functools import cache
+from typing import Any, TypeVar
+
+import msgpack
+from pydantic import TypeAdapter, ValidationError
+
+from swarm.errors import SwarmError
+from swarm.records import Fact
+
+T = TypeVar("T")
+
+
+class DecodeError(SwarmError):
+    """Bytes that are not the record they should be."""
+
+
+@cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
+
+
+def pack(record: object, kind: Any = None) -> bytes:
+    """One record as msgpack."""
+    plain = _adapter(kind or type(record)).dump_python(record)
+    packed: bytes = msgpack.packb(plain, use_bin_type=True)
+    return packed
+
+
+def unpack(data: bytes, kind: type[T]) -> T:
+    """Inverse of `pack`.
+
+    Raises:
+        DecodeError: the bytes are cut short, or are not a valid `kind`.
+    """
+    try:
+        record: T = _adapter(kind).validate_python(msgpack.unpackb(data, raw=False, strict_map_key=False))
+    except (ValidationError, ValueError, msgpack.UnpackException) as error:
+        raise DecodeError(f"not a {getattr(kind, '__name__', kind)}: {error}") from error
+    return record
+
+
+def fact_to_json(fact: Fact) -> str:
+    """A fact as one line of JSON, the form in which the ledger holds it."""
+    return _adapter(Fact).dump_json(fact).decode()
+
+
+def fact_from_json(text: str) -> Fact:
+    """Inverse of `fact_to_json`."""
+    try:
+        fact: Fact = _adapter(Fact).validate_json(text)
+    except ValidationError as error:
+        raise DecodeError(f"not a fact: {error}") from error
+    return fact
+
+
+def unpack_fact(data: bytes) -> Fact:
+    """A fact from msgpack, as a spool holds it."""
+    fact: Fact = unpack(data, Fact)  # type: ignore[arg-type]
+    return fact
