@@ -1,0 +1,423 @@
+"""Train a small GPT on a fixed stream of tokens. This is the file that the swarm edits.
+
+    python train.py --data data/train --out out --seed 0 --budget 205k          # by hand: about 5 CPU-seconds
+    python train.py --data data/train --out out --seed 0 --budget stream.bin    # as the swarm runs it
+
+`--budget FILE` is the whole of what may be learnt from: one flat array of uint16 tokens, written for this trial by its
+runner (pieces of 512 consecutive tokens, drawn by the seed; a border between two pieces just costs a little loss).
+Every token is a training target at most once, so SEQ_LEN and BATCH may change, the number of tokens may not.
+`--budget 205k` draws such a stream here. What this file prints is for people: scores are computed elsewhere, from the
+predictions that `load` gives.
+
+One thread. The same seed and stream give bit-identical weights. Every name in CAPITALS below may be edited or searched
+by a machine: any sane value works (`# choices:` and `# range:` say which), in any combination.
+"""
+
+import argparse
+import json
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+# ---- Shape of the model. Wider or deeper is not better here: in 200 steps a small model learns faster.
+# Channels of the residual stream; a multiple of HEAD_DIM.
+WIDTH = 64  # choices: 32, 64, 96, 128
+# Layers.
+DEPTH = 2  # choices: 1, 2, 3, 4
+# Channels of one attention head.
+HEAD_DIM = 32  # choices: 16, 32, 64
+# Hidden channels of the MLP per residual channel.
+MLP_RATIO = 4  # choices: 2, 3, 4, 6
+# Non-linearity of the MLP; relu2 = relu squared (Primer, arXiv 2109.08668).
+ACTIVATION = "relu2"  # choices: relu2, gelu, silu
+# Logits are squeezed into +-SOFTCAP by a tanh (Gemma 2, arXiv 2408.00118); 0 = off.
+SOFTCAP = 15.0  # range: 0..30
+# A second embedding of the token feeds the values of every other layer (modded-nanogpt, record of 2024-12).
+VALUE_EMBEDDING = True
+
+# ---- Known techniques that are shipped OFF, on purpose: an offline search then has something real to find. They are no
+# secret, and a swarm that switches one on has found nothing new.
+# Add an embedding of the hashed (previous, current) token pair (modded-nanogpt, 2026).
+BIGRAM = False
+# Rows of that table.
+BIGRAM_ROWS = 4096  # range: 512..16384 log
+# Mix the previous token's embedding into each token's, by a learned weight per channel (modded-nanogpt, 2025).
+SMEAR = False
+# Attention falls off linearly with distance, instead of rotary positions (Press et al., arXiv 2108.12409).
+ALIBI = False
+
+# ---- Optimisation.
+# Tokens per sequence in training; scores are taken at 256, so positions must extrapolate.
+SEQ_LEN = 128  # choices: 64, 128, 256
+# Sequences per step. Half the batch is twice the steps: better per token, dearer in time.
+BATCH = 8  # choices: 4, 8, 16, 32
+# Muon's step for the matrices.
+MATRIX_LR = 0.04  # range: 0.01..0.16 log
+# AdamW's step for the embeddings (x sqrt(64 / WIDTH), as for the head).
+EMBED_LR = 1.0  # range: 0.1..4 log
+# AdamW's step for the head.
+HEAD_LR = 0.028  # range: 0.004..0.1 log
+# AdamW's step for the gates and mixing weights.
+SCALAR_LR = 0.05  # range: 0.005..0.5 log
+# Decay of the matrices, linearly to 0 over the run, only where it agrees with the step (arXiv 2510.12402).
+WEIGHT_DECAY = 0.2  # range: 0..0.5
+# Muon's momentum, reached from 0.85 over MOMENTUM_STEPS steps.
+MOMENTUM = 0.95  # range: 0.8..0.98
+# Share of the steps over which all step sizes rise from 0 ...
+WARMUP = 0.0  # range: 0..0.2
+# ... and at the end fall linearly to 0.
+WARMDOWN = 0.5  # range: 0.1..1
+
+MOMENTUM_STEPS = 300
+MUON_ITERATIONS = 5
+LOG_EVERY = 10
+PIECE = 512  # consecutive tokens that are drawn at once
+
+
+def pick_dtype() -> tuple[torch.dtype, str]:
+    """bf16 where this CPU multiplies it natively (4.6x the fp32 rate), fp32 elsewhere (emulated bf16 is slower).
+
+    Asked of the CPU, not timed: a busy machine must not change the weights.
+    """
+    for feature in ("avx512_bf16", "amx_tile"):
+        supported = getattr(torch.cpu, f"_is_{feature}_supported", None)
+        if supported is not None and supported():
+            return torch.bfloat16, f"bf16 (this CPU has {feature})"
+    return torch.float32, "fp32 (this CPU has no native bf16)"
+
+
+DTYPE, DTYPE_REASON = pick_dtype()
+
+
+def norm(x: Tensor) -> Tensor:
+    """Normalise without learned parameters. LayerNorm, because torch fuses it on the CPU (rms_norm: 7 % slower)."""
+    return F.layer_norm(x, (x.size(-1),))
+
+
+class Linear(nn.Linear):
+    """Weights kept in fp32, used in the precision of the input. No bias."""
+
+    def __init__(self, inputs: int, outputs: int, std: float | None = None) -> None:
+        super().__init__(inputs, outputs, bias=False)
+        bound = math.sqrt(3.0) * (inputs**-0.5 if std is None else std)
+        nn.init.uniform_(self.weight, -bound, bound)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight.to(x.dtype))
+
+
+def embedding(rows: int, std: float) -> nn.Embedding:
+    """A table of WIDTH channels."""
+    table = nn.Embedding(rows, WIDTH)
+    nn.init.normal_(table.weight, std=std)
+    return table
+
+
+def previous(x: Tensor, first: float = 0.0) -> Tensor:
+    """Every position sees the one before it; position 0 sees `first`. `x` is [B, T, ...]."""
+    shifted = torch.full_like(x, first)
+    shifted[:, 1:] = x[:, :-1]
+    return shifted
+
+
+@lru_cache(maxsize=4)
+def rotation(length: int) -> tuple[Tensor, Tensor]:
+    """Cosine and sine of rotary positions (RoPE, arXiv 2104.09864), [T, 1, HEAD_DIM / 2]."""
+    frequencies = 10000.0 ** -(torch.arange(0, HEAD_DIM, 2) / HEAD_DIM)
+    angles = torch.outer(torch.arange(length), frequencies)[:, None, :]
+    return angles.cos().to(DTYPE), angles.sin().to(DTYPE)
+
+
+def rotate(x: Tensor) -> Tensor:
+    """Turn pairs of channels by an angle that grows with the position. `x` is [B, T, heads, HEAD_DIM]."""
+    cos, sin = rotation(x.size(1))
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat((a * cos + b * sin, b * cos - a * sin), dim=-1)
+
+
+@lru_cache(maxsize=4)
+def attention_bias(length: int) -> Tensor:
+    """What is added to the attention logits, [heads, T, T]: -inf for the future, with ALIBI a slope for the past."""
+    position = torch.arange(length)
+    distance = position[:, None] - position[None, :]
+    heads = WIDTH // HEAD_DIM
+    slopes = 2.0 ** (-8.0 * torch.arange(1, heads + 1) / heads) if ALIBI else torch.zeros(heads)
+    bias = -slopes[:, None, None] * distance
+    return bias.masked_fill(distance < 0, -math.inf).to(DTYPE)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Causal attention, [B, heads, T, HEAD_DIM] each.
+
+    In bf16 by hand: torch's fused kernel needs twice the time on a CPU (in fp32 it needs half, so there it is used).
+    """
+    rows, heads, length, channels = q.shape
+    bias = attention_bias(length)
+    if DTYPE == torch.float32:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+    q, k, v = (x.reshape(rows * heads, length, channels) for x in (q, k, v))
+    bias = bias.expand(rows, heads, length, length).reshape(rows * heads, length, length)
+    logits = torch.baddbmm(bias, q, k.transpose(1, 2), alpha=channels**-0.5)
+    return torch.bmm(logits.softmax(dim=-1), v).view(rows, heads, length, channels)
+
+
+class Attention(nn.Module):
+    """Multi-head attention with QK-norm (arXiv 2010.04245); its values may be joined by a value embedding."""
+
+    def __init__(self, gated: bool) -> None:
+        super().__init__()
+        self.q, self.k, self.v = (Linear(WIDTH, WIDTH) for _ in range(3))
+        self.out = Linear(WIDTH, WIDTH, std=0.0)  # zero: every block starts as the identity
+        self.gate = Linear(WIDTH, WIDTH // HEAD_DIM, std=0.0) if gated else None
+
+    def forward(self, x: Tensor, value: Tensor | None) -> Tensor:
+        shape = (*x.shape[:2], WIDTH // HEAD_DIM, HEAD_DIM)
+        q, k, v = (layer(x).view(shape) for layer in (self.q, self.k, self.v))
+        if self.gate is not None and value is not None:
+            v = v + 2 * torch.sigmoid(self.gate(x)).unsqueeze(-1) * value.view(shape)
+        q, k = norm(q), norm(k)
+        if not ALIBI:
+            q, k = rotate(q), rotate(k)
+        y = attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
+        return self.out(y.transpose(1, 2).reshape(x.shape))
+
+
+class MLP(nn.Module):
+    """Two layers with ACTIVATION between."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up = Linear(WIDTH, MLP_RATIO * WIDTH)
+        self.down = Linear(MLP_RATIO * WIDTH, WIDTH, std=0.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.up(x)
+        x = F.relu(x).square() if ACTIVATION == "relu2" else getattr(F, ACTIVATION)(x)
+        return self.down(x)
+
+
+class GPT(nn.Module):
+    """Tokens [B, T] to logits [B, T, vocabulary]. Position t sees tokens 0..t only."""
+
+    def __init__(self, vocab_size: int) -> None:
+        super().__init__()
+        check_constants()
+        self.vocab_size = vocab_size
+        self.token = embedding(vocab_size, std=1.0)
+        self.bigram = embedding(BIGRAM_ROWS, std=0.0) if BIGRAM else None
+        self.smear = nn.Parameter(torch.zeros(WIDTH)) if SMEAR else None
+        has_value = [VALUE_EMBEDDING and (DEPTH - 1 - i) % 2 == 0 for i in range(DEPTH)]  # the last layer always
+        self.values = nn.ModuleDict({str(i): embedding(vocab_size, std=WIDTH**-0.5) for i in range(DEPTH) if has_value[i]})
+        self.attention = nn.ModuleList(Attention(has_value[i]) for i in range(DEPTH))
+        self.mlp = nn.ModuleList(MLP() for _ in range(DEPTH))
+        # Every block reads its own mix of the stream and of the embedding x0 (modded-nanogpt, record of 2024-11).
+        self.mix_stream = nn.Parameter(torch.ones(DEPTH))
+        self.mix_x0 = nn.Parameter(torch.full((DEPTH,), 0.1))
+        self.head = Linear(WIDTH, vocab_size, std=0.001)  # not tied to the embedding; almost zero: the first loss is log V
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = x0 = self.embed(tokens)
+        for i, (attention, mlp) in enumerate(zip(self.attention, self.mlp, strict=True)):
+            x = self.mix_stream[i].to(DTYPE) * x + self.mix_x0[i].to(DTYPE) * x0
+            value = self.values[str(i)](tokens).to(DTYPE) if str(i) in self.values else None
+            x = x + attention(norm(x), value)
+            x = x + mlp(norm(x))
+        logits = self.head(norm(x))
+        return SOFTCAP * torch.tanh(logits / SOFTCAP) if SOFTCAP else logits
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        x = norm(self.token(tokens))
+        if self.smear is not None:
+            x = x + self.smear * previous(x)
+        if self.bigram is not None:
+            x = x + self.bigram(self.pair_row(tokens))
+        return x.to(DTYPE)
+
+    def pair_row(self, tokens: Tensor) -> Tensor:
+        """The row of the bigram table for (previous token, token): a hash, so that pairs may share rows."""
+        before = previous(tokens, first=self.vocab_size - 1)
+        return (before * 36313 ^ tokens * 27191) % BIGRAM_ROWS
+
+
+def check_constants() -> None:
+    """Say what is wrong with an edit in one line, before anything runs."""
+    assert WIDTH % HEAD_DIM == 0, f"WIDTH {WIDTH} must be a multiple of HEAD_DIM {HEAD_DIM}"
+    assert HEAD_DIM % 2 == 0, f"HEAD_DIM {HEAD_DIM} must be even: rotary positions turn pairs of channels"
+    assert DEPTH >= 1, f"DEPTH {DEPTH} must be at least 1"
+    assert ACTIVATION in ("relu2", "gelu", "silu"), f"ACTIVATION {ACTIVATION!r} must be relu2, gelu or silu"
+    assert 0 <= WARMUP + WARMDOWN <= 1, f"WARMUP {WARMUP} + WARMDOWN {WARMDOWN} must lie in 0..1"
+
+
+def orthogonalise(updates: Tensor) -> Tensor:
+    """Bring all singular values of each matrix near 1 by a quintic Newton-Schulz iteration. `updates` is [n, r, c], r <= c."""
+    x = updates.to(DTYPE)
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    for _ in range(MUON_ITERATIONS):
+        gram = x @ x.transpose(1, 2)
+        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+    return x.float()
+
+
+class Muon:
+    """Momentum whose step is orthogonalised (Jordan et al. 2024). Matrices of one shape are stacked: few large calls."""
+
+    def __init__(self, matrices: list[nn.Parameter]) -> None:
+        stacks: dict[tuple[int, ...], list[nn.Parameter]] = {}
+        for matrix in matrices:
+            stacks.setdefault(tuple(sorted(matrix.shape)), []).append(matrix)
+        self.stacks = [(stack, torch.zeros(len(stack), *shape)) for shape, stack in stacks.items()]
+
+    @torch.no_grad()
+    def step(self, lr: float, momentum: float, decay: float) -> None:
+        for stack, buffer in self.stacks:
+            gradients = torch.stack([_lying(p.grad) for p in stack])
+            buffer.lerp_(gradients, 1 - momentum)
+            updates = orthogonalise(gradients.lerp_(buffer, momentum))  # Nesterov
+            for p, update in zip(stack, updates, strict=True):
+                tall = max(1.0, p.size(0) / p.size(1)) ** 0.5
+                weight = _lying(p)
+                agree = (update * weight > 0) * weight
+                weight.sub_(update, alpha=lr * tall).sub_(agree, alpha=lr * decay)
+
+
+def _lying(matrix: Tensor) -> Tensor:
+    """The matrix or its transpose, whichever is at least as wide as high. A view."""
+    return matrix if matrix.size(0) <= matrix.size(1) else matrix.T
+
+
+class Optimizer:
+    """Muon for the matrices inside the blocks, AdamW for the rest; one schedule scales all step sizes."""
+
+    def __init__(self, model: GPT, steps: int) -> None:
+        inside = [p for module in (model.attention, model.mlp) for name, p in module.named_parameters()]
+        matrices = [p for p in inside if min(p.shape) >= HEAD_DIM]
+        tables = [module.weight for module in model.modules() if isinstance(module, nn.Embedding)]
+        known = {id(p) for p in [*matrices, *tables, model.head.weight]}
+        rest = [p for p in model.parameters() if id(p) not in known]
+        width_scale = (64 / WIDTH) ** 0.5
+        groups = [(tables, EMBED_LR * width_scale), ([model.head.weight], HEAD_LR * width_scale), (rest, SCALAR_LR)]
+        self.adam = torch.optim.AdamW(
+            [{"params": params, "lr": lr, "full_lr": lr} for params, lr in groups],
+            betas=(0.8, 0.95), eps=1e-10, weight_decay=0.0, fused=True,
+        )  # fmt: skip
+        self.muon = Muon(matrices)
+        self.steps = steps
+
+    def step(self, step: int) -> None:
+        scale = schedule(step / self.steps)
+        for group in self.adam.param_groups:
+            group["lr"] = group["full_lr"] * scale
+        self.adam.step()
+        momentum = 0.85 + (MOMENTUM - 0.85) * min(step / MOMENTUM_STEPS, 1)
+        self.muon.step(MATRIX_LR * scale, momentum, WEIGHT_DECAY * (1 - step / self.steps))
+        self.adam.zero_grad()
+        for stack, _ in self.muon.stacks:
+            for p in stack:
+                p.grad = None
+
+
+def schedule(progress: float) -> float:
+    """Share of the full step size: up over WARMUP, flat, down to 0 over WARMDOWN."""
+    if progress < WARMUP:
+        return (progress + 0.01) / (WARMUP + 0.01)
+    return min(1.0, (1 - progress) / WARMDOWN) if WARMDOWN else 1.0
+
+
+def read_stream(budget: str, data: Path, seed: int) -> np.ndarray:
+    """The tokens of this trial: the runner's file, or pieces of the training data drawn by the seed."""
+    if Path(budget).is_file():
+        return np.fromfile(budget, dtype="<u2")
+    unit = {"k": 1_000, "m": 1_000_000}.get(budget[-1:].lower(), 1)
+    count = int(float(budget.rstrip("kKmM")) * unit)
+    tokens = np.memmap(data / "tokens.bin", dtype="<u2", mode="r")
+    starts = np.random.default_rng(seed).integers(0, len(tokens) - PIECE, size=-(-count // PIECE))
+    return np.concatenate([tokens[start : start + PIECE] for start in starts])[:count]
+
+
+def batches(stream: np.ndarray, bos: int) -> list[tuple[Tensor, Tensor]]:
+    """Inputs and targets [BATCH, SEQ_LEN] of every step. Each token is a target at most once.
+
+    The stream is read by BATCH readers side by side, so that the rows of a batch come from different pieces.
+    """
+    steps = len(stream) // (SEQ_LEN * BATCH)
+    if steps == 0:
+        raise ValueError(f"a budget of {len(stream)} tokens is less than one step of {SEQ_LEN * BATCH}")
+    targets = torch.from_numpy(stream.astype(np.int64))
+    inputs = torch.cat((torch.tensor([bos]), targets[:-1]))
+    inputs, targets = (t[: steps * SEQ_LEN * BATCH].view(BATCH, steps, SEQ_LEN) for t in (inputs, targets))
+    return [(inputs[:, step], targets[:, step]) for step in range(steps)]
+
+
+def losses(model: GPT, steps: list[tuple[Tensor, Tensor]]) -> Iterator[float]:
+    """Train on every batch once; yield the loss (nats per token) of each step."""
+    optimizer = Optimizer(model, len(steps))
+    for step, (inputs, targets) in enumerate(steps):
+        logits = model(inputs)
+        loss = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
+        loss.backward()
+        optimizer.step(step)
+        yield loss.item()
+
+
+def load(artifact_dir: str) -> Callable[[Tensor], Tensor]:
+    """The trained model as a function from tokens, int64 [B, T], to logits, float [B, T, V]; [b, t] predicts token t + 1."""
+    state = torch.load(Path(artifact_dir) / "model.pt", weights_only=True)
+    model = GPT(vocab_size=state["head.weight"].size(0))
+    model.load_state_dict(state)
+
+    @torch.no_grad()
+    def predict(tokens: Tensor) -> Tensor:
+        return model(tokens).float()
+
+    return predict
+
+
+def main() -> int:
+    """Train, print what people like to see, leave `model.pt` in --out."""
+    parser = argparse.ArgumentParser(description="Train a small GPT on a fixed stream of tokens.")
+    parser.add_argument("--data", type=Path, required=True, help="folder with tokens.bin and meta.json, e.g. data/train")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the trained model")
+    parser.add_argument("--seed", type=int, required=True, help="decides initial weights, and the data if drawn here")
+    parser.add_argument("--budget", required=True, help="token stream written by the runner, or a count such as 205k")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)  # two threads are slower than one as soon as the machine has anything else to do
+    torch.manual_seed(arguments.seed)
+    started = time.perf_counter()
+    meta = json.loads((arguments.data / "meta.json").read_text())
+    steps = batches(read_stream(arguments.budget, arguments.data, arguments.seed), meta["bos"])
+    model = GPT(meta["vocab_size"])
+    parameters = sum(p.numel() for p in model.parameters())
+    print(f"{parameters / 1e6:.2f} M parameters, {len(steps)} steps of {SEQ_LEN * BATCH} tokens, {DTYPE_REASON}", flush=True)
+
+    recent = 0.0
+    for step, loss in enumerate(losses(model, steps), start=1):
+        if not math.isfinite(loss):
+            print(f"loss is {loss} at step {step}: stopped", file=sys.stderr)
+            return 1
+        recent = loss if step == 1 else 0.9 * recent + 0.1 * loss
+        if step % LOG_EVERY == 0 or step == len(steps):
+            print(f"step {step}/{len(steps)} tokens {step * SEQ_LEN * BATCH} loss {recent:.3f}", flush=True)
+
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    torch.save(model.state_dict(), arguments.out / "model.pt")
+    print("---")
+    print(f"train_loss:       {recent:.6f}")
+    print(f"train_seconds:    {time.perf_counter() - started:.1f}")
+    print(f"cpu_seconds:      {time.process_time():.1f}")
+    print(f"tokens:           {len(steps) * SEQ_LEN * BATCH}")
+    print(f"num_steps:        {len(steps)}")
+    print(f"num_params_M:     {parameters / 1e6:.2f}")
+    print(f"depth:            {DEPTH}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
