@@ -1,0 +1,218 @@
+"""Which processes are ours, and how all of them are ended.
+
+Every process that the swarm starts carries `SWARM_HOME=<directory of the study or node>` in its environment, and so
+does all that it starts in turn. That mark alone decides: no process is ever ended by its name. `run/processes.json`
+in the same directory says what was started last, so that a later process can find and adopt it.
+
+Not covered: a process that drops the mark from its environment *and* outlives its parent (trials are bound to the
+life of theirs), and processes of other users, whose environment can not be read.
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+#: Set by the swarm only. Nobody may export it in a shell: all that runs below would be ended with the swarm.
+HOME_MARK = "SWARM_HOME"
+
+_TERM_S = 2.0  # between SIGTERM and SIGKILL
+_SWEEP_S = 5.0
+
+# Children of this process, kept so that they are reaped when they end and stay alive() = False.
+_children: dict[int, subprocess.Popen[bytes]] = {}
+
+
+@dataclass(frozen=True)
+class Started:
+    """One `ray start --block`: everything else of that head or node runs below it, and ends with it."""
+
+    role: str  # "head" or "node"
+    name: str
+    pid: int
+    created: int  # clock ticks from boot to its start; with the pid it names the process for ever
+    home: str
+    address: str  # of the head
+    temp_dir: str
+
+    def alive(self) -> bool:
+        """Whether that very process runs. A zombie does not."""
+        if child := _children.get(self.pid):
+            child.poll()
+        return _created(self.pid) == self.created and _carries(self.pid, self.home)
+
+
+def launch(
+    command: list[str], environment: dict[str, str], log_file: Path, preexec: Callable[[], None] | None = None
+) -> int:
+    """Start a process in its own session, its output appended to the log. Returns the pid."""
+    log_file.parent.mkdir(parents=True, exist_ok=True)
+    with log_file.open("ab") as output:
+        child = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=True,
+            preexec_fn=preexec,
+        )
+    _children[child.pid] = child
+    return child.pid
+
+
+def created(pid: int) -> int:
+    """When the process started, in clock ticks since boot; -1 when there is none."""
+    found = _created(pid)
+    return -1 if found is None else found
+
+
+def remember(started: Started) -> None:
+    """Write it into the registry of its home."""
+    _write(Path(started.home), [*remembered(Path(started.home)), started])
+
+
+def remembered(home: Path) -> list[Started]:
+    """What the registry of this home holds; empty when it is missing or cut short by a crash."""
+    try:
+        return [Started(**entry) for entry in json.loads(_registry(home).read_text())]
+    except (FileNotFoundError, ValueError, TypeError):
+        return []
+
+
+def marked(home: Path) -> set[int]:
+    """The living processes that carry the mark of this home, and their descendants; never this one or its ancestors."""
+    parents = {pid: parent for pid, (parent, _) in _table().items()}
+    ours = {pid for pid in parents if _carries(pid, str(home.absolute()))}
+    grown = True
+    while grown:
+        below = {pid for pid, parent in parents.items() if parent in ours} - ours
+        ours |= below
+        grown = bool(below)
+    return ours - _ancestors(parents)
+
+
+def sweep(home: Path) -> list[int]:
+    """End every process with the mark of this home and remove what it left in /tmp. Takes at most 5 s.
+
+    Returns the pids that were ended.
+    """
+    ended = _end(lambda: marked(home))
+    for started in remembered(home):
+        shutil.rmtree(started.temp_dir, ignore_errors=True)
+    _registry(home).unlink(missing_ok=True)
+    return ended
+
+
+def end(started: Started) -> list[int]:
+    """End one head or node, with all that runs in its session, and remove its temp dir."""
+    home = Path(started.home)
+    ended = _end(lambda: {pid for pid in marked(home) if _session(pid) == started.pid})
+    shutil.rmtree(started.temp_dir, ignore_errors=True)
+    _write(home, [other for other in remembered(home) if other != started])
+    return ended
+
+
+def last_lines(path: Path, count: int = 15) -> str:
+    """The end of a log, for the message about what died."""
+    try:
+        return "\n".join(path.read_text(errors="replace").splitlines()[-count:])
+    except FileNotFoundError:
+        return f"({path} does not exist)"
+
+
+def _registry(home: Path) -> Path:
+    return home / "run" / "processes.json"
+
+
+def _write(home: Path, entries: list[Started]) -> None:
+    target = _registry(home)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_suffix(f".{os.getpid()}")
+    with partial.open("w") as file:
+        json.dump([asdict(entry) for entry in entries], file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(target)
+
+
+def _end(find: Callable[[], set[int]]) -> list[int]:
+    """SIGTERM to all that is found, SIGKILL to what is still there 2 s later, until nothing is found."""
+    start = time.monotonic()
+    seen: set[int] = set()
+    while found := find():
+        waited = time.monotonic() - start
+        if waited > _SWEEP_S:
+            break
+        for pid in found:
+            if pid not in seen or waited > _TERM_S:
+                _signal(pid, signal.SIGKILL if waited > _TERM_S else signal.SIGTERM)
+        seen |= found
+        time.sleep(0.05)
+        _reap()
+    return sorted(seen)
+
+
+def _table() -> dict[int, tuple[int, int]]:
+    """Every living process: pid -> (parent, created)."""
+    table = {}
+    for entry in os.scandir("/proc"):
+        if entry.name.isdigit() and (stat := _stat(int(entry.name))):
+            table[int(entry.name)] = stat
+    return table
+
+
+def _stat(pid: int) -> tuple[int, int] | None:
+    """(parent, created) of a living process; None for a zombie or none."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    fields = text.rpartition(")")[2].split()  # the name before it may hold spaces and brackets
+    return None if fields[0] in "ZX" else (int(fields[1]), int(fields[19]))
+
+
+def _session(pid: int) -> int:
+    try:
+        return os.getsid(pid)
+    except ProcessLookupError:
+        return -1
+
+
+def _created(pid: int) -> int | None:
+    stat = _stat(pid)
+    return stat[1] if stat else None
+
+
+def _carries(pid: int, home: str) -> bool:
+    try:
+        environment = Path(f"/proc/{pid}/environ").read_bytes()
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
+        return False
+    return f"{HOME_MARK}={home}".encode() in environment.split(b"\0")
+
+
+def _ancestors(parents: dict[int, int]) -> set[int]:
+    pid, line = os.getpid(), set()
+    while pid and pid not in line:
+        line.add(pid)
+        pid = parents.get(pid, 0)
+    return line
+
+
+def _signal(pid: int, number: signal.Signals) -> None:
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        return
+
+
+def _reap() -> None:
+    for pid, child in list(_children.items()):
+        if child.poll() is not None:
+            del _children[pid]
