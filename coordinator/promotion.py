@@ -1,0 +1,342 @@
+"""What people read of a Promotion: the title and body of its request, and its record.json. Pure.
+
+Owns the words and numbers of a promotion, all of them computed from facts. Must not know a forge, git, files or clocks:
+the same dossier gives the same bytes, so that a promotion repeated after a crash is the same commit.
+
+Protective: a hypothesis comes from a model or a stranger; wherever it is shown, coordinator/quoting.py makes it inert.
+"""
+
+import difflib
+import json
+import math
+import re
+import statistics
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from hashlib import sha256
+from typing import NamedTuple
+
+from coordinator.quoting import inline, quote
+from swarm.records import (
+    Direction,
+    ExperimentAdmitted,
+    Files,
+    Measurement,
+    NodeInfo,
+    Platform,
+    StudyOpened,
+    TrialFinished,
+    Verdict,
+)
+
+SCHEMA_VERSION = 1
+SHORT_CHANGE = 60  # characters of the hypothesis in a title; GitHub shows about 70 of a title in its lists
+_RESERVED_STUDIES = ("best", "requests")  # `swarm/best/...` could not stand beside the branch `swarm/best`
+
+
+@dataclass(frozen=True)
+class PromotionDossier:
+    """Everything that a promotion is told from."""
+
+    study: StudyOpened
+    number: int
+    experiment: ExperimentAdmitted
+    verdict: Verdict
+    evidence: tuple[TrialFinished, ...]
+    """Every run of the confirmation, the bad ones included; the verdict says which belong together."""
+    nodes: tuple[NodeInfo, ...]
+    frozen: Mapping[str, str]
+    """Frozen file -> sha256, as checked when the study was opened."""
+    base_files: Files
+    """The champion's editable files."""
+    files: Files
+    """The editable files that will land."""
+
+
+class PairedRuns(NamedTuple):
+    """The champion's and the candidate's run of one Pair; None where a run never finished."""
+
+    champion: TrialFinished | None
+    candidate: TrialFinished | None
+
+    @property
+    def scores(self) -> tuple[float, float] | None:
+        """Champion's and candidate's score, when both have one."""
+        champion, candidate = _measurement(self.champion), _measurement(self.candidate)
+        return (champion.score, candidate.score) if champion and candidate else None
+
+    @property
+    def cpu_ratio(self) -> float | None:
+        champion, candidate = _measurement(self.champion), _measurement(self.candidate)
+        return candidate.cpu_s / champion.cpu_s if champion and candidate and champion.cpu_s > 0 else None
+
+
+class Means(NamedTuple):
+    """Mean scores over the Pairs in which both runs were measured."""
+
+    champion: float
+    candidate: float
+    pairs: int
+
+
+@dataclass(frozen=True)
+class RecordedPair:
+    """One Pair in record.json; the runs are found by their trial ids."""
+
+    champion: str
+    candidate: str
+    gain: float | None
+
+
+@dataclass(frozen=True)
+class Record:
+    """The content of record.json."""
+
+    schema_version: int
+    study: str
+    number: int
+    title: str
+    metric: str
+    direction: Direction
+    hypothesis: str
+    proposer: str
+    proposed_by: str
+    editable: Mapping[str, str]
+    frozen: Mapping[str, str]
+    lines_added: int
+    lines_removed: int
+    mean_champion: float
+    mean_candidate: float
+    verdict: Verdict
+    pairs: tuple[RecordedPair, ...]
+    runs: tuple[TrialFinished, ...]
+    platforms: tuple[Platform, ...]
+
+
+# --- names -----------------------------------------------------------------------------------------------
+
+
+def branch_name(study: str, number: int) -> str:
+    """The branch of a promotion: the same for the same promotion, always a name that git takes."""
+    slug = re.sub(r"[^A-Za-z0-9_-]+", "-", study).strip("-") or "study"
+    return f"swarm/{slug}-study/promotion-{number}" if slug in _RESERVED_STUDIES else f"swarm/{slug}/promotion-{number}"
+
+
+def record_path(number: int) -> str:
+    """Where a promotion's record stands in the tree."""
+    return f"records/{number}/record.json"
+
+
+# --- the request -----------------------------------------------------------------------------------------
+
+
+def title(dossier: PromotionDossier) -> str:
+    """One line: the change, the mean score, the champion's on the same seeds, and on how many Pairs."""
+    number, means = _decimal(dossier), _means(dossier)
+    change = inline(dossier.experiment.proposal.hypothesis, SHORT_CHANGE) or "an idea without words"
+    difference = f"{means.candidate - means.champion:+{number}}"
+    scores = f"{means.candidate:{number}} (parent {means.champion:{number}}, {difference}, n={means.pairs})"
+    return f"[record] {change}: {scores}"
+
+
+def request_body(dossier: PromotionDossier) -> str:
+    """Markdown, one screen: why, every run, the decision, what was checked, how to reproduce."""
+    parts = (_why(dossier), _table(dossier), _decision(dossier), _checks(dossier), _reproduce(dossier))
+    return "\n\n".join(parts) + "\n"
+
+
+def _why(dossier: PromotionDossier) -> str:
+    proposal, experiment = dossier.experiment.proposal, dossier.verdict.experiment
+    origin = f"Experiment `{experiment[:8]}` of study {inline(dossier.study.study)}"
+    author = f"proposed by {inline(proposal.proposer)} on {_node_name(dossier, dossier.experiment.node)}"
+    expected = f" Expected: {inline(proposal.expected, 120)}." if proposal.expected.strip() else ""
+    return f"{origin}, {author}.{expected} Its hypothesis, quoted as data:\n\n{quote(proposal.hypothesis)}"
+
+
+def _table(dossier: PromotionDossier) -> str:
+    rows = [_row(dossier, pair) for pair in _pairs(dossier)]
+    return "\n".join(
+        ["| seed | node | candidate | champion | gain | cpu ratio |", "|---:|---|---:|---:|---:|---:|", *rows]
+    )
+
+
+def _row(dossier: PromotionDossier, pair: PairedRuns) -> str:
+    run, number = pair.candidate or pair.champion, _decimal(dossier)
+    gain = f"{_gain(dossier, *pair.scores):+{number}}" if pair.scores else "-"
+    cells = (
+        str(run.seed) if run else "-",
+        _node_name(dossier, run.node) if run else "-",
+        _score(pair.candidate, number),
+        _score(pair.champion, number),
+        gain,
+        f"{pair.cpu_ratio:.2f}" if pair.cpu_ratio is not None else "-",
+    )
+    return f"| {' | '.join(cells)} |"
+
+
+def _decision(dossier: PromotionDossier) -> str:
+    verdict, number = dossier.verdict, _decimal(dossier)
+    effect = f"effect {verdict.effect:+{number}} (interval {verdict.low:+{number}} to {verdict.high:+{number}})"
+    evidence = f"evidence {verdict.likelihood_ratio:.3g}:1 against a bar of {verdict.bar:.3g}:1"
+    size = f"noise s = {verdict.noise:.2g}, {_count(verdict.pairs, 'pair')} on {_count(verdict.nodes, 'node')}"
+    word = "accepted" if verdict.accepted else "rejected"
+    return f"**Decision: {word}.** {effect}; {evidence}; {size}. {inline(verdict.reason, 300)}".rstrip()
+
+
+def _checks(dossier: PromotionDossier) -> str:
+    changed, nodes = _changed(dossier), _count(dossier.verdict.nodes, "node")
+    level = min((run.sandbox_level for run in dossier.evidence), default=0)
+    alone = dossier.verdict.nodes < 2
+    checks = (
+        (not set(changed) & set(dossier.frozen), _what_changes(dossier)),
+        (True, f"frozen files by sha256: {_frozen(dossier)}"),
+        (not _self_reported(dossier), _scored_by(dossier)),
+        (level > 0, f"sandbox level of every run: {level}" + ("" if level else ", which isolates nothing")),
+        (True, "fresh seeds, drawn after the claim; every run is listed, failed ones too"),
+        (not alone, f"confirmed on {nodes}" + (", as no other was there" if alone else "")),
+    )
+    lines = [f"- [{'x' if passed else ' '}] {text}" for passed, text in checks]
+    return "\n".join(["**Validity**", "", *lines, f"- platform: {_platform_names(dossier)}"])
+
+
+def _what_changes(dossier: PromotionDossier) -> str:
+    added, removed = _lines_changed(dossier)
+    return f"changes {', '.join(map(inline, _changed(dossier))) or 'nothing'} (+{added} -{removed} lines) and no more"
+
+
+def _frozen(dossier: PromotionDossier) -> str:
+    return ", ".join(f"{inline(path)} `{value[:12]}`" for path, value in sorted(dossier.frozen.items())) or "none"
+
+
+def _platform_names(dossier: PromotionDossier) -> str:
+    names = (inline(f"{p.device}, {p.software}, {p.budget}", 120) for p in _platforms(dossier))
+    return "; ".join(names) or "unknown"
+
+
+def _scored_by(dossier: PromotionDossier) -> str:
+    if _self_reported(dossier):
+        return "scores are SELF-REPORTED: the script's own word, as this task asks for"
+    return "scored by us from predictions; what the script prints is not believed"
+
+
+def _reproduce(dossier: PromotionDossier) -> str:
+    return f"**Reproduce:** `swarm reproduce {dossier.verdict.experiment[:8]} --seeds 3`"
+
+
+# --- the record ------------------------------------------------------------------------------------------
+
+
+def record_json(dossier: PromotionDossier) -> str:
+    """The promotion for programs: JSON, numbers as numbers, every run."""
+    return json.dumps(asdict(_record(dossier)), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _record(dossier: PromotionDossier) -> Record:
+    added, removed = _lines_changed(dossier)
+    proposal, means = dossier.experiment.proposal, _means(dossier)
+    return Record(
+        schema_version=SCHEMA_VERSION,
+        study=dossier.study.study,
+        number=dossier.number,
+        title=title(dossier),
+        metric=dossier.study.metric,
+        direction=dossier.study.direction,
+        hypothesis=proposal.hypothesis,
+        proposer=proposal.proposer,
+        proposed_by=dossier.experiment.node,
+        editable={path: sha256(text.encode()).hexdigest() for path, text in sorted(dossier.files.items())},
+        frozen=dict(sorted(dossier.frozen.items())),
+        lines_added=added,
+        lines_removed=removed,
+        mean_champion=means.champion,
+        mean_candidate=means.candidate,
+        verdict=dossier.verdict,
+        pairs=tuple(_recorded_pairs(dossier)),
+        runs=tuple(replace(run, log="") for run in dossier.evidence),  # logs are files of their own
+        platforms=_platforms(dossier),
+    )
+
+
+def _recorded_pairs(dossier: PromotionDossier) -> Iterator[RecordedPair]:
+    for (champion, candidate), pair in zip(_pair_ids(dossier), _pairs(dossier), strict=True):
+        yield RecordedPair(champion, candidate, _gain(dossier, *pair.scores) if pair.scores else None)
+
+
+# --- facts and numbers -----------------------------------------------------------------------------------
+
+
+def _pairs(dossier: PromotionDossier) -> list[PairedRuns]:
+    runs = {run.trial: run for run in dossier.evidence}
+    return [PairedRuns(runs.get(champion), runs.get(candidate)) for champion, candidate in _pair_ids(dossier)]
+
+
+def _pair_ids(dossier: PromotionDossier) -> list[tuple[str, str]]:
+    ids = dossier.verdict.evidence  # champion and candidate alternating
+    return list(zip(ids[::2], ids[1::2], strict=True))
+
+
+def _means(dossier: PromotionDossier) -> Means:
+    scores = [pair.scores for pair in _pairs(dossier) if pair.scores]
+    if not scores:
+        raise ValueError(f"verdict on experiment {dossier.verdict.experiment} holds no measured pair")
+    champion, candidate = zip(*scores, strict=True)
+    return Means(statistics.fmean(champion), statistics.fmean(candidate), len(scores))
+
+
+def _measurement(run: TrialFinished | None) -> Measurement | None:
+    return run.outcome if run and isinstance(run.outcome, Measurement) else None
+
+
+def _failure(run: TrialFinished) -> str:
+    return "" if isinstance(run.outcome, Measurement) else f"{run.outcome.reason} ({run.outcome.blame})"
+
+
+def _score(run: TrialFinished | None, number: str) -> str:
+    measured = _measurement(run)
+    if measured:
+        return f"{measured.score:{number}}"
+    return f"failed: {_failure(run)}" if run else "not finished"
+
+
+def _gain(dossier: PromotionDossier, champion: float, candidate: float) -> float:
+    return champion - candidate if dossier.study.direction == "minimize" else candidate - champion
+
+
+def _decimal(dossier: PromotionDossier) -> str:
+    """A number format that shows two digits of the noise; more would be made up, fewer would hide the gain."""
+    noise = dossier.verdict.noise
+    decimals = 1 - math.floor(math.log10(noise)) if noise > 0 else 4
+    return f".{min(max(decimals, 0), 8)}f"
+
+
+def _self_reported(dossier: PromotionDossier) -> bool:
+    return any(measured.self_reported for run in dossier.evidence if (measured := _measurement(run)))
+
+
+def _platforms(dossier: PromotionDossier) -> tuple[Platform, ...]:
+    used = {run.platform for run in dossier.evidence}
+    known = {node.platform.id: node.platform for node in dossier.nodes if node.platform.id in used}
+    return tuple(known[key] for key in sorted(known))
+
+
+def _node_name(dossier: PromotionDossier, uid: str) -> str:
+    names = {node.uid: node.name for node in dossier.nodes}
+    return inline(names.get(uid, uid[:8]), 40)
+
+
+def _changed(dossier: PromotionDossier) -> list[str]:
+    paths = dossier.files.keys() | dossier.base_files.keys()
+    return sorted(path for path in paths if dossier.files.get(path) != dossier.base_files.get(path))
+
+
+def _lines_changed(dossier: PromotionDossier) -> tuple[int, int]:
+    added = removed = 0
+    for path in _changed(dossier):
+        old, new = dossier.base_files.get(path, ""), dossier.files.get(path, "")
+        for line in list(difflib.unified_diff(old.splitlines(), new.splitlines(), n=0))[2:]:
+            added, removed = added + line.startswith("+"), removed + line.startswith("-")
+    return added, removed
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
