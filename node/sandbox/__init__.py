@@ -22,7 +22,8 @@ class Box:
     scratch: Path  # the only writable folder, and the working directory
     limits: Limits
     environment: Mapping[str, str] = field(default_factory=dict)
-    answers: bool = False  # True: stdin and stdout are binary pipes for the scorer; False: stdout and stderr are one log pipe
+    # True: stdin and stdout are binary pipes for the scorer, stderr is the log. False: stdout and stderr are the log.
+    answers: bool = False
 
 
 class Sandbox(Protocol):

@@ -1,0 +1,79 @@
+"""Prepared data of a Task on this Node, and the token stream of one Trial.
+
+Owns where prepared data lies and how a seed draws from it. Preparing is the Task's own frozen script, run once; its
+folder appears whole or not at all, so two nodes of one machine may start together.
+"""
+
+import json
+import subprocess
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from swarm.errors import TaskError
+from swarm.records import digest
+from swarm.task import Task, command
+
+PIECE = 512  # consecutive tokens that are drawn at once: longer than any window of the CPU tier
+PREPARE_LIMIT_S = 1800.0  # the shipped script takes 5 s; others may download
+
+
+class Data(NamedTuple):
+    """Prepared data: where, and which. Scores compare only under one fingerprint."""
+
+    folder: Path
+    fingerprint: str
+
+
+def prepare_data(task: Task, folder: Path, given: str, home: Path) -> Data | None:
+    """The data of a Task: the `given` folder where it exists, else made below `home`. None when the Task has none.
+
+    Raises:
+        TaskError: the Task's script failed, or left no manifest with a fingerprint.
+    """
+    if not task.has_data:
+        return None
+    if given and (Path(given) / "manifest.json").is_file():
+        return read_data(Path(given))
+    out = home / f"{task.name}-{digest(task.commands.prepare, *sorted(task.frozen.values()))[:12]}"
+    home.mkdir(parents=True, exist_ok=True)
+    argv = command(task.commands.prepare, folder.resolve(), {"data": out.resolve()})
+    try:
+        done = subprocess.run(argv, cwd=home, stdin=subprocess.DEVNULL, capture_output=True, timeout=PREPARE_LIMIT_S)
+    except subprocess.TimeoutExpired as error:
+        raise TaskError(f"{task.commands.prepare} took longer than {PREPARE_LIMIT_S:.0f} s; run it by hand") from error
+    if done.returncode:
+        said = (done.stderr or done.stdout).decode("utf-8", "replace").strip().splitlines()
+        raise TaskError(f"preparing the data of {task.name} failed: {said[-1] if said else f'exit {done.returncode}'}")
+    return read_data(out)
+
+
+def read_data(folder: Path) -> Data:
+    """Prepared data as its manifest describes it."""
+    path = folder / "manifest.json"
+    try:
+        manifest = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise TaskError(f"{path} cannot be read: {error}; remove {folder} and prepare again") from error
+    fingerprint = manifest.get("fingerprint") if isinstance(manifest, dict) else None
+    if not isinstance(fingerprint, str) or not fingerprint:
+        raise TaskError(f"{path} has no fingerprint; remove {folder} and prepare again")
+    return Data(folder.resolve(), fingerprint)
+
+
+def write_stream(path: Path, tokens_file: Path, seed: int, count: int) -> None:
+    """Write the token stream of a Trial: exactly `count` training tokens, in pieces that the seed draws.
+
+    The order is ours, not the candidate's: a seed written into its code gains nothing.
+
+    Raises:
+        OSError: no tokens there, or no room here.
+    """
+    tokens = np.memmap(tokens_file, dtype="<u2", mode="r")
+    random = np.random.Generator(np.random.PCG64(seed))
+    starts = random.integers(0, max(1, len(tokens) - PIECE), size=-(-count // PIECE))
+    stream = np.concatenate([tokens[start : start + PIECE] for start in starts])[:count]
+    if len(stream) != count:
+        raise OSError(f"{tokens_file} holds fewer than {PIECE} tokens; prepare the data again")
+    path.write_bytes(stream.tobytes())

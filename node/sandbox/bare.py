@@ -1,0 +1,85 @@
+"""Level 0: a process group, limits and an empty environment, on any Unix. No isolation at all.
+
+Owns how a tree is started and ended without help of the kernel's namespaces. NOT covered: the candidate reads every
+file that this user can read, reaches the network, sees other processes, and may write outside its scratch. Only code
+that one trusts belongs here.
+"""
+
+import os
+import sys
+import uuid
+from pathlib import Path
+from subprocess import DEVNULL, PIPE, STDOUT, Popen, TimeoutExpired
+from weakref import WeakKeyDictionary
+
+from node.processes import MARK, kill_marked, kill_tree
+from node.sandbox import Box
+
+FILE_BYTES = 2**30  # one file of a trial; artifacts are far smaller
+OPEN_FILES = 1024
+REAP_S = 5.0  # a killed process that is still there after this is stuck in the kernel
+LAUNCHER = str(Path(__file__).with_name("launch.py"))
+# Where programs, their libraries and the lent GPU are found. Everything else of ours stays with us.
+INHERITED = ("PATH", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES")
+
+
+class Bare:
+    """Starts and ends process trees without isolating them.
+
+    With `box.answers` stdin and stdout are the pipes and `stderr` is the log; else `stdout` is the log.
+    """
+
+    level: int = 0
+    name: str = "bare"
+
+    def __init__(self) -> None:
+        """Nothing to prepare."""
+        self._marks: WeakKeyDictionary[Popen[bytes], str] = WeakKeyDictionary()
+
+    def start(self, box: Box) -> Popen[bytes]:
+        """Start the tree.
+
+        Raises:
+            OSError: no such program, or the machine could not start it.
+        """
+        program = box.argv[0]
+        if not os.access(program, os.X_OK):
+            raise FileNotFoundError(f"{program} is not a program; give its absolute path")
+        environment = _environment(box)
+        process = Popen(
+            (sys.executable, "-I", "-S", LAUNCHER, str(os.getpid()), str(FILE_BYTES), str(OPEN_FILES), "--", *box.argv),
+            stdin=PIPE if box.answers else DEVNULL,
+            stdout=PIPE,
+            stderr=PIPE if box.answers else STDOUT,
+            bufsize=0,
+            cwd=box.scratch,
+            env=environment,
+            start_new_session=True,
+        )
+        self._marks[process] = environment[MARK]
+        return process
+
+    def kill(self, process: Popen[bytes]) -> None:
+        """End the whole tree within a second and reap it. Harmless when it has ended already.
+
+        Raises:
+            OSError: the kernel does not let go of it (a hung driver); the machine needs a person.
+        """
+        mark = self._marks[process]
+        if process.returncode is not None:  # reaped: its pid may be somebody else's by now
+            kill_marked(mark)
+            return
+        kill_tree(process.pid, mark)
+        try:
+            process.wait(REAP_S)
+        except TimeoutExpired as error:
+            raise OSError(
+                f"process {process.pid} can not be killed: hung in the kernel; restart the machine"
+            ) from error
+
+
+def _environment(box: Box) -> dict[str, str]:
+    ours = {name: os.environ[name] for name in INHERITED if name in os.environ}
+    scratch = str(box.scratch)
+    private = {"HOME": scratch, "TMPDIR": scratch, "USER": "trial", "LANG": "C.UTF-8", MARK: uuid.uuid4().hex}
+    return {**ours, **private, **box.environment}

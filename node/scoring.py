@@ -1,0 +1,227 @@
+"""TRUSTED. Turns what a candidate left into a score that is ours.
+
+Owns the targets, the byte table, the frames and the arithmetic. The candidate's code runs elsewhere (`score.py`, in a
+box of its own, with the artifact and nothing of the split) and only ever sends predictions: never a loss, never a
+probability, so nothing has to be normalised in good faith. Nothing that a candidate wrote is parsed here beyond a
+16-byte header and raw floats; the artifact is hashed, never opened as what it claims to be.
+
+NOT covered: predictions that looked at the future. The tokens that are sent are the targets, shifted by one; only an
+audit that never sends the future can tell, and it is not here.
+"""
+
+import os
+import re
+import selectors
+import stat
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from hashlib import sha256
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from node.watch import NOT_A_NUMBER, TrialFailed, Watch, check_exit
+
+QUESTION, ANSWER = 0x53574D51, 0x53574D41
+QUESTION_HEADER, ANSWER_HEADER = struct.Struct("<III"), struct.Struct("<IIII")
+ROWS = 16  # windows in a frame: 17 MB of answers at 256 tokens and 1025 logits each
+FRAME_BYTES = 2**26  # fewer rows when the vocabulary is large
+BLOCK = 128  # rows of logits per step of arithmetic: 0.5 MB stays in the cache
+
+ARTIFACT_ENTRIES = 16
+ARTIFACT_BYTES = 512 * 2**20
+
+Split = Literal["val", "holdout"]
+Logits = NDArray[np.float32]
+Tokens = NDArray[np.uint16]
+
+
+@dataclass(frozen=True, eq=False)
+class Questions:
+    """Windows of one split: what is sent, and what stays here."""
+
+    inputs: Tokens  # [rows, window]
+    targets: Tokens  # [rows, window]; inputs, one token later
+    token_bytes: NDArray[np.int64]  # [vocabulary]; 0 for tokens that stand for no text, and are not scored
+
+
+class Tally(NamedTuple):
+    """Bits that were needed, bytes of text that they told."""
+
+    bits: float
+    bytes: int
+
+
+@lru_cache(maxsize=2)
+def read_questions(folder: Path, split: Split, window: int, tokens: int) -> Questions:
+    """The first `tokens` targets of a split, in rows of `window`, each target once.
+
+    Raises:
+        OSError: the prepared data is missing, damaged, or has fewer tokens than one row.
+    """
+    stream = np.fromfile(folder / split / "tokens.bin", dtype="<u2", count=tokens + 1)
+    token_bytes = np.load(folder / "token_bytes.npy", allow_pickle=False).astype(np.int64)
+    rows = (len(stream) - 1) // window
+    if rows < 1 or stream.max() >= len(token_bytes):
+        raise OSError(f"{folder}: the {split} split is damaged or too small; remove the folder and prepare it again")
+    used = rows * window
+    return Questions(stream[:used].reshape(rows, window), stream[1 : used + 1].reshape(rows, window), token_bytes)
+
+
+# --- answers ---------------------------------------------------------------------------------------------
+
+
+def bits_per_byte(watch: Watch, questions: Questions) -> float:
+    """Ask a running `score.py` about every window and score its answers.
+
+    Raises:
+        TrialFailed: it ended, hung, answered something else than it was asked, or its predictions are not finite.
+    """
+    bits, text = 0.0, 0
+    for inputs, targets in _frames(questions):
+        logits = _ask(watch, inputs, len(questions.token_bytes))
+        tally = score_logits(logits.reshape(targets.size, -1), targets.ravel(), questions.token_bytes)
+        bits, text = bits + tally.bits, text + tally.bytes
+    _send(watch, QUESTION_HEADER.pack(QUESTION, 0, 0))
+    if not text:
+        raise OSError("the scored tokens stand for no text; prepare the data again")
+    return bits / text
+
+
+def score_logits(logits: Logits, targets: Tokens, token_bytes: NDArray[np.int64]) -> Tally:
+    """Bits for the targets that stand for text. `logits` is [n, vocabulary] and is overwritten.
+
+    exp in float32, relative to the row's maximum, is good to 1e-7 of a probability; everything after it is float64.
+    """
+    bits = np.empty(len(targets))
+    for start in range(0, len(targets), BLOCK):
+        block, wanted = logits[start : start + BLOCK], targets[start : start + BLOCK]
+        peak = block.max(axis=1, keepdims=True)  # NaN if there is one
+        if not (np.isfinite(peak).all() and np.isfinite(block.min())):
+            raise TrialFailed("candidate", "nan", "its predictions are not finite")
+        with np.errstate(over="ignore"):  # -3e38 - 3e38: a probability of 0, which it is
+            block -= peak
+        chosen = block[np.arange(len(block)), wanted].astype(np.float64)
+        np.exp(block, out=block)
+        bits[start : start + BLOCK] = (np.log(block.sum(axis=1, dtype=np.float64)) - chosen) / np.log(2)
+    lengths = token_bytes[targets]
+    needed = float(bits[lengths > 0].sum())
+    if not np.isfinite(needed):
+        raise TrialFailed("candidate", "nan", "it gave a token that came a probability of 0")
+    return Tally(needed, int(lengths.sum()))
+
+
+def _frames(questions: Questions) -> Iterator[tuple[Tokens, Tokens]]:
+    window, vocabulary = questions.inputs.shape[1], len(questions.token_bytes)
+    rows = max(1, min(ROWS, FRAME_BYTES // (4 * window * vocabulary)))
+    for start in range(0, len(questions.inputs), rows):
+        yield questions.inputs[start : start + rows], questions.targets[start : start + rows]
+
+
+def _ask(watch: Watch, inputs: Tokens, vocabulary: int) -> Logits:
+    rows, window = inputs.shape
+    _send(watch, QUESTION_HEADER.pack(QUESTION, rows, window) + inputs.astype("<u2").tobytes())
+    header = bytearray(ANSWER_HEADER.size)
+    _receive(watch, memoryview(header))
+    magic, *shape = ANSWER_HEADER.unpack(header)
+    if magic != ANSWER:
+        raise TrialFailed("candidate", "scoring", f"sent something else than an answer: {bytes(header)!r}")
+    if shape != [rows, window, vocabulary]:
+        raise TrialFailed("candidate", "scoring", f"answered in shape {shape}, not {[rows, window, vocabulary]}")
+    logits: Logits = np.empty(shape, dtype=np.dtype("<f4"))
+    _receive(watch, logits.data.cast("B"))
+    return logits
+
+
+def _send(watch: Watch, data: bytes) -> None:
+    port = watch.process.stdin
+    assert port is not None, "a box that answers has a stdin"
+    rest = memoryview(data)
+    while rest:
+        if watch.step(port.fileno(), selectors.EVENT_WRITE):
+            try:
+                rest = rest[os.write(port.fileno(), rest) :]
+            except BrokenPipeError:
+                _ended_early(watch)
+
+
+def _receive(watch: Watch, into: memoryview) -> None:
+    port = watch.process.stdout
+    assert port is not None, "a box that answers has a stdout"
+    while into:
+        if watch.step(port.fileno(), selectors.EVENT_READ):
+            count = os.readv(port.fileno(), [into])
+            if not count:
+                _ended_early(watch)
+            into = into[count:]
+
+
+def _ended_early(watch: Watch) -> None:
+    """It closed its pipes with questions left: find out how it ended."""
+    watch.until_end()
+    check_exit(watch, "scoring")
+    raise TrialFailed("candidate", "scoring", "stopped answering before the last question")
+
+
+# --- what training left ----------------------------------------------------------------------------------
+
+
+def hash_artifact(folder: Path) -> str:
+    """Identity of an artifact: names and bytes of its files. Empty string when there are none.
+
+    Raises:
+        TrialFailed: links, folders, devices, too many or too much; nothing was followed or waited for.
+    """
+    with os.scandir(folder) as entries:
+        names = sorted(os.fsencode(entry.name) for entry in entries)
+    if len(names) > ARTIFACT_ENTRIES:
+        raise TrialFailed("candidate", "rule", f"left {len(names)} files; at most {ARTIFACT_ENTRIES} are taken")
+    total, room = sha256(), ARTIFACT_BYTES
+    for name in names:
+        size, digest = _hash_file(os.path.join(os.fsencode(folder), name), room)
+        room -= size
+        total.update(struct.pack("<IQ", len(name), size) + name + digest)
+    return total.hexdigest() if names else ""
+
+
+def _hash_file(path: bytes, room: int) -> tuple[int, bytes]:
+    name = os.fsdecode(os.path.basename(path))
+    try:
+        # No following of links, no waiting for the other end of a FIFO.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError as error:
+        raise TrialFailed("candidate", "rule", f"artifact {name!r} is not a readable file: {error.strerror}") from error
+    with os.fdopen(descriptor, "rb") as file:
+        facts = os.fstat(descriptor)
+        if not stat.S_ISREG(facts.st_mode) or facts.st_nlink != 1:
+            raise TrialFailed("candidate", "rule", f"artifact {name!r} is not an ordinary file of its own")
+        if facts.st_size > room:
+            raise TrialFailed("candidate", "rule", f"left more than the {ARTIFACT_BYTES // 2**20} MB that are taken")
+        digest = sha256()
+        while chunk := file.read(2**20):
+            digest.update(chunk)
+    return facts.st_size, digest.digest()
+
+
+def printed_score(log: str, pattern: str) -> float:
+    """The candidate's own word: the last line of the log that matches.
+
+    Raises:
+        TrialFailed: there is none, or it is not a finite number.
+    """
+    matches = list(re.finditer(pattern, log, re.MULTILINE))
+    if not matches:
+        reason: Literal["nan", "rule"] = "nan" if NOT_A_NUMBER.search(log) else "rule"
+        raise TrialFailed("candidate", reason, f"printed no score: no line matches {pattern!r}")
+    word = matches[-1].group(1)
+    try:
+        score = float(word)
+    except (TypeError, ValueError) as error:
+        raise TrialFailed("candidate", "rule", f"printed {word!r} as its score, which is not a number") from error
+    if not np.isfinite(score):
+        raise TrialFailed("candidate", "nan", f"printed {word!r} as its score")
+    return score

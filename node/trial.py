@@ -1,0 +1,269 @@
+"""One Trial, from files and a seed to an outcome.
+
+Owns the order of things: a fresh scratch, the token stream, training in one box, scoring in another, and nothing
+left behind. It decides who is to blame when something goes wrong. It does not know why the Trial is made, what it is
+compared with, or who asked.
+
+At isolation level 0 the folders below are a convention that a candidate may break; the sandbox makes them walls.
+"""
+
+import errno
+import fcntl
+import os
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from node.data import Data, write_stream
+from node.processes import MARK, kill_marked
+from node.sandbox import Box, Sandbox
+from node.scoring import Split, bits_per_byte, hash_artifact, printed_score, read_questions
+from node.watch import Phase, TrialFailed, Watch, check_exit, running
+from swarm.errors import TaskError
+from swarm.records import Failure, Measurement, Outcome, TrialSpec
+from swarm.task import Task, bundle, command, editable_only, read_frozen, unbundle
+
+PREFIX = "trial-"
+FULL_DISK_BYTES = 16 * 2**20  # below this a candidate that failed gets no blame
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """What a Node needs to run Trials of one Task, one at a time."""
+
+    task: Task
+    folder: Path  # the task folder, unbundled
+    data: Data | None  # None when the Task has none
+    sandbox: Sandbox
+    scratch: Path  # a folder of each Trial is made here, and removed
+    threads: int = 1
+    now: Callable[[], float] = time.time
+    monotonic: Callable[[], float] = time.monotonic
+
+
+@dataclass(frozen=True)
+class TrialRun:
+    """What came of a Trial, and when."""
+
+    outcome: Outcome
+    started_at: float
+    ended_at: float
+    log: str  # the last 4 kB of what training printed, then of scoring if that failed
+
+
+def run_trial(
+    spec: TrialSpec,
+    *,
+    workshop: Workshop,
+    on_phase: Callable[[Phase, float], None] = lambda phase, cpu_s: None,
+    stop: threading.Event | None = None,
+    split: Split = "val",
+) -> TrialRun:
+    """Train and score one Candidate with one seed. Never raises for what a candidate or a machine does.
+
+    Call it from a thread that lives as long as the Node: a Trial dies with the thread that started it.
+    `on_phase` hears the phase and its CPU seconds about 20 times a second, in this thread. `stop` ends the Trial
+    within 0.1 s.
+    """
+    started_at = workshop.now()
+    trial = _Trial(spec, workshop, split, on_phase, stop or threading.Event())
+    outcome: Outcome
+    try:
+        outcome = trial.run()
+    except TrialFailed as failed:
+        outcome = failed.failure(trial.cpu_s)
+    except TaskError as error:
+        outcome = Failure(blame="machinery", reason="lost", message=str(error), cpu_s=trial.cpu_s)
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+        outcome = Failure(blame="machinery", reason="disk" if full else "lost", message=str(error), cpu_s=trial.cpu_s)
+    return TrialRun(outcome, trial.started_at or started_at, workshop.now(), trial.log)
+
+
+class _Trial:
+    """The state of one Trial while it runs; what is known of it survives its failure."""
+
+    def __init__(
+        self,
+        spec: TrialSpec,
+        workshop: Workshop,
+        split: Split,
+        on_phase: Callable[[Phase, float], None],
+        stop: threading.Event,
+    ) -> None:
+        self.spec, self.workshop, self.split = spec, workshop, split
+        self.on_phase, self.stop = on_phase, stop
+        self.started_at = 0.0
+        self.cpu_s = 0.0
+        self.log = ""
+
+    def run(self) -> Measurement:
+        """Everything, in its order."""
+        sweep_scratch(self.workshop.scratch)
+        with _home(self.workshop.scratch) as home:
+            self._lay_out(home)
+            train = self._train(home)
+            return self._score(home, train)
+
+    def _lay_out(self, home: Path) -> None:
+        task, spec, data = self.workshop.task, self.spec, self.workshop.data
+        try:
+            editable_only(spec.files, task)
+        except TaskError as error:
+            raise TrialFailed("candidate", "rule", str(error)) from error
+        if task.has_data and data is None:
+            raise OSError(f"the Task {task.name} needs prepared data; this node has none")
+        for name in ("box", "box/out", "answers"):
+            (home / name).mkdir()
+        frozen = read_frozen(self.workshop.folder, task)
+        # A script that reads its neighbours by relative paths finds them: its folder is its working directory.
+        others = bundle(self.workshop.folder) if task.score == "printed" else {}
+        own = {path: text.encode() for path, text in spec.files.items()}
+        code = self._code(home)
+        unbundle({**others, **frozen, **own}, code)
+        if data is not None:
+            write_stream(home / "budget.bin", data.folder / "train" / "tokens.bin", spec.seed, task.tokens)
+        for path in (*frozen, *own):
+            (code / path).chmod(0o444)
+
+    def _code(self, home: Path) -> Path:
+        return home / "box" if self.workshop.task.score == "printed" else home / "code"
+
+    def _train(self, home: Path) -> Watch:
+        code, out, budget = self._code(home), home / "box" / "out", home / "budget.bin"
+        values: dict[str, object] = {"out": out, "seed": self.spec.seed}
+        readable: tuple[Path, ...] = (code,)
+        if self.workshop.data is not None:
+            shards = self.workshop.data.folder / "train"
+            values |= {"data": shards, "budget": budget}
+            readable = (code, shards, budget)
+        argv = command(self.workshop.task.commands.train, code, values)
+        box = self._box(argv, readable, home / "box", home)
+        self.started_at = self.workshop.now()
+        with self._running(box, "train", home) as watch:
+            watch.until_end()
+        self._judge(watch, home)
+        return watch
+
+    def _judge(self, watch: Watch, home: Path) -> None:
+        try:
+            check_exit(watch, "crash")
+        except TrialFailed as failed:
+            if shutil.disk_usage(home).free < FULL_DISK_BYTES:
+                message = f"the disk of {home.parent} is full: free some space"
+                raise TrialFailed("machinery", "disk", message) from failed
+            raise
+
+    def _score(self, home: Path, train: Watch) -> Measurement:
+        task, started = self.workshop.task, self.workshop.monotonic()
+        artifact = home / "artifact"
+        (home / "box" / "out").rename(artifact)  # out of the reach of paths that training knew
+        identity = hash_artifact(artifact)
+        score = printed_score(train.log.text, task.pattern) if task.score == "printed" else self._ask(home, identity)
+        return Measurement(
+            score=score,
+            cpu_s=train.cpu_s,
+            peak_memory_mb=train.peak_memory_mb,
+            scoring_s=self.workshop.monotonic() - started,
+            artifact=identity,
+            self_reported=task.score == "printed",
+        )
+
+    def _ask(self, home: Path, identity: str) -> float:
+        task, data, code = self.workshop.task, self.workshop.data, self._code(home)
+        if not identity:
+            raise TrialFailed("candidate", "rule", "training ended well but left no file in its --out folder")
+        assert data is not None, f"{task.name} has data: _lay_out made sure"
+        questions = read_questions(data.folder, self.split, task.window, task.val_tokens)
+        argv = command(task.commands.score, code, {"code": code / task.train_script, "artifact": home / "artifact"})
+        box = self._box(argv, (code, home / "artifact"), home / "answers", home, answers=True)
+        with self._running(box, "score", home) as watch:
+            return bits_per_byte(watch, questions)
+
+    def _box(
+        self, argv: tuple[str, ...], readable: tuple[Path, ...], scratch: Path, home: Path, answers: bool = False
+    ) -> Box:
+        seed, threads = self.spec.seed, str(self.workshop.threads)
+        environment = {
+            **dict.fromkeys(THREAD_VARIABLES, threads),
+            "PYTHONUNBUFFERED": "1",  # the last lines of what is killed are the ones that matter
+            "PYTHONHASHSEED": str(seed % 2**32),  # one seed, one run: the order of sets, too
+            "SWARM_SEED": str(seed),
+            MARK: str(home),
+        }
+        return Box(argv, readable, scratch, self.spec.limits, environment, answers)
+
+    @contextmanager
+    def _running(self, box: Box, phase: Phase, home: Path) -> Iterator[Watch]:
+        watch: Watch | None = None
+        try:
+            with running(
+                self.workshop.sandbox,
+                box,
+                mark=str(home),
+                phase=phase,
+                stop=self.stop,
+                monotonic=self.workshop.monotonic,
+                on_phase=self.on_phase,
+            ) as watch:
+                yield watch
+        finally:
+            if watch is not None:
+                self._remember(watch, phase)
+
+    def _remember(self, watch: Watch, phase: Phase) -> None:
+        if phase == "train":
+            self.log, self.cpu_s = watch.log.tail, watch.cpu_s
+        else:
+            self.log = "\n".join(filter(None, (self.log.rstrip("\n"), watch.log.tail)))
+
+
+# --- scratch ---------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _home(scratch: Path) -> Iterator[Path]:
+    """A new folder for one Trial, locked while it is in use and gone afterwards."""
+    scratch.mkdir(parents=True, exist_ok=True)
+    home = Path(tempfile.mkdtemp(prefix=PREFIX, dir=scratch.resolve()))
+    lock = os.open(home, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield home
+    finally:
+        _remove(home)
+        os.close(lock)
+
+
+def sweep_scratch(scratch: Path) -> None:
+    """End and remove what Trials of killed owners left. Folders in use are locked, and left alone."""
+    if not scratch.is_dir():
+        return
+    for home in scratch.resolve().glob(PREFIX + "*"):
+        with suppress(BlockingIOError, FileNotFoundError), _locked(home):
+            kill_marked(str(home))
+            _remove(home)
+
+
+@contextmanager
+def _locked(home: Path) -> Iterator[None]:
+    lock = os.open(home, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(lock)
+
+
+def _remove(home: Path) -> None:
+    """Remove a folder, also where a candidate took our permissions away. What stays is swept at the next start."""
+    for folder, _, _ in os.walk(home):  # never follows links
+        with suppress(OSError):
+            os.chmod(folder, 0o700)
+    shutil.rmtree(home, ignore_errors=True)
