@@ -8,6 +8,7 @@ The only module that imports ray.
 import logging
 import os
 import queue
+import re
 import sys
 import threading
 import time
@@ -18,7 +19,6 @@ import ray
 from ray.exceptions import (
     ActorUnavailableError,
     ActorUnschedulableError,
-    GetTimeoutError,
     RayActorError,
     RayError,
     RayTaskError,
@@ -33,7 +33,10 @@ from swarm.cluster.port import Member, Silence
 NAMESPACE = "swarm"
 SLOT = "swarm_slot"
 _END_AGENT_S = 10.0  # an actor that was killed gives its name back within 0.1 s, measured
-_REASON_CHARS = 2000  # the end of a traceback, enough to see why an agent could not start
+_REASON_CHARS = 500
+_ANSI = re.compile(r"\x1b\[[0-9;]*m")
+
+log = logging.getLogger(__name__)
 
 
 def agent_name(node_id: str, setup_digest: str = "") -> str:
@@ -61,24 +64,18 @@ class Bridge:
                 return frames.Done()
 
     def _exchange(self, orders: Mapping[str, bytes], timeout_s: float) -> frames.Replies:
-        deadline = time.monotonic() + timeout_s
+        asked = {name: self._ask(name, data) for name, data in orders.items()}
+        calls = [call for call in asked.values() if not isinstance(call, Silence)]
+        # One wait for all: a silent agent costs the others nothing.
+        ready = set(ray.wait(calls, num_returns=len(calls), timeout=timeout_s)[0]) if calls else set()
         answers: dict[str, bytes] = {}
         silent: dict[str, Silence] = {}
-        asked: dict[str, Any] = {}
-        for name, data in orders.items():
-            asked_or_silent = self._ask(name, data)
-            if isinstance(asked_or_silent, Silence):
-                silent[name] = asked_or_silent
-            else:
-                asked[name] = asked_or_silent
-        if asked:
-            ray.wait(list(asked.values()), num_returns=len(asked), timeout=timeout_s, fetch_local=True)
-        for name, reference in asked.items():
-            reply = self._collect(name, reference, max(0.0, deadline - time.monotonic()), timeout_s)
-            if isinstance(reply, Silence):
-                silent[name] = reply
-            else:
-                answers[name] = reply
+        for name, call in asked.items():
+            match self._collect(name, call, call in ready, timeout_s):
+                case Silence() as silence:
+                    silent[name] = silence
+                case reply:
+                    answers[name] = reply
         return frames.Replies(answers, silent)
 
     def _ask(self, name: str, data: bytes) -> Any:
@@ -94,16 +91,18 @@ class Bridge:
         self._handles[name] = handle
         return handle.exchange.remote(data)
 
-    def _collect(self, name: str, reference: Any, wait_s: float, timeout_s: float) -> bytes | Silence:
-        try:
-            reply: bytes = ray.get(reference, timeout=wait_s)
-            return reply
-        except GetTimeoutError:
-            self._unfinished[name] = reference
+    def _collect(self, name: str, call: Any, ready: bool, timeout_s: float) -> bytes | Silence:
+        if isinstance(call, Silence):
+            return call
+        if not ready:
+            self._unfinished[name] = call
             return Silence(f"no answer within {timeout_s:g} s", dead=False)
-        except ActorUnavailableError as error:
+        try:
+            reply: bytes = ray.get(call)
+            return reply
+        except ActorUnavailableError as error:  # a kind of RayActorError: maybe alive, maybe executed
             return Silence(_reason(error), dead=False)
-        except (RayActorError, ActorUnschedulableError) as error:  # died, or its node is gone
+        except (RayActorError, ActorUnschedulableError) as error:  # it died, or its node is gone
             self._handles.pop(name, None)
             return Silence(_reason(error), dead=True)
         except RayTaskError as error:  # the agent itself raised
@@ -165,8 +164,11 @@ def _member(node: dict[str, Any]) -> Member:
 
 
 def _reason(error: RayError) -> str:
-    text = str(error).strip()
-    return f"{type(error).__name__}: {text[-_REASON_CHARS:]}"
+    """One line for people. Ray puts the cause of an exception last, and everything else into the log."""
+    text = _ANSI.sub("", str(error)).strip()
+    log.warning("%s: %s", type(error).__name__, text)
+    line = text.splitlines()[-1].strip() if text else ""
+    return f"{type(error).__name__}: {line[:_REASON_CHARS]}"
 
 
 def _private_stdout() -> BinaryIO:

@@ -22,7 +22,7 @@ def join_loop(start: Callable[[], Started], home: Path, *, stop: threading.Event
     """Keep a node joined until SIGTERM, SIGINT or `stop`; then end all that runs in its home.
 
     Args:
-        start: starts the node, as `start_node` with its arguments bound.
+        start: starts the node, or adopts one: `start_node` with its arguments bound.
         home: the directory of the node.
         stop: set by somebody to end the loop; without it only signals do.
 
@@ -34,9 +34,9 @@ def join_loop(start: Callable[[], Started], home: Path, *, stop: threading.Event
     with _stopped_by_signals(stop):
         try:
             while not stop.is_set():
-                sweep(home)
                 if _stay_joined(start, stop) > _STEADY_S:
                     wait_s = _SHORTEST_S
+                sweep(home)  # orphans of what died: Ray's helpers take up to 30 s to notice
                 if stop.wait(wait_s * random.uniform(0.5, 1.0)):  # jitter: a lab's nodes do not return all at once
                     break
                 wait_s = min(2 * wait_s, _LONGEST_S)

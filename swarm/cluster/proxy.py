@@ -18,7 +18,7 @@ from swarm.cluster import frames
 from swarm.cluster.port import Member, Silence
 from swarm.cluster.ports import answers, is_of_this_machine
 from swarm.cluster.processes import last_lines
-from swarm.cluster.starting import QUICK, Timing, ray_environment
+from swarm.cluster.starting import QUICK, Timing, ray_environment, refuse_known_mistakes
 from swarm.codec import DecodeError
 from swarm.errors import ClusterError
 
@@ -97,7 +97,7 @@ class RayCluster:
             try:
                 answer = self._bridge.ask(call, timeout_s)
             except _BridgeLostError as error:
-                log.warning("bridge lost: %s", error)
+                log.warning("bridge lost: %s\n%s", error, last_lines(self._log_file, 5))
                 self.close()
                 continue
             if isinstance(answer, frames.Failed):
@@ -117,11 +117,13 @@ class RayCluster:
         command.append(host if is_of_this_machine(host) else "")
         environment = ray_environment(self._home, self._token_file, self._timing)
         self._log_file.parent.mkdir(parents=True, exist_ok=True)
+        self._log_file.unlink(missing_ok=True)
         bridge = _BridgeProcess(command, environment, self._log_file)
         try:
             bridge.wait_until_connected(_START_S)
         except _BridgeLostError as error:
             bridge.end()
+            refuse_known_mistakes(self._address, self._log_file.read_text(errors="replace"))
             raise ClusterError(f"the bridge to Ray does not start: {error}\n{last_lines(self._log_file)}") from error
         return bridge
 

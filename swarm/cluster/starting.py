@@ -255,7 +255,7 @@ def _wait_until_ready(started: Started, log_file: Path) -> None:
     deadline = time.monotonic() + _START_S
     while not ready.exists():
         output = log_file.read_text(errors="replace")
-        _refuse_known_mistakes(started, output)
+        refuse_known_mistakes(started.address, output)
         if not started.alive():
             raise ClusterError(f"Ray did not start as {started.role} of {started.address}\n{last_lines(log_file)}")
         if time.monotonic() > deadline:
@@ -263,11 +263,11 @@ def _wait_until_ready(started: Started, log_file: Path) -> None:
         time.sleep(0.05)
 
 
-def _refuse_known_mistakes(started: Started, output: str) -> None:
-    """Ray retries these for 20 s and more before it gives up, with a traceback."""
-    if re.search(r"InvalidAuthToken|[Aa]uthentication token|AuthenticationError|UNAUTHENTICATED", output):
+def refuse_known_mistakes(address: str, output: str) -> None:
+    """Raise what a person has to mend. Ray retries these for 20 s and more before it gives up with a traceback."""
+    if "InvalidAuthToken" in output:
         raise PrerequisiteError(
-            f"the head at {started.address} refuses this node's token. "
+            f"the head at {address} refuses this machine's token. "
             "Copy the token file again from the machine that runs the head."
         )
     if mismatch := re.search(r"Version mismatch.*?(?:\n\n|\Z)", output, re.DOTALL):

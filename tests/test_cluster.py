@@ -1,0 +1,432 @@
+"""The cluster port: one contract for Ray and for its stand-in, then what happens when processes are killed.
+
+The Ray half runs a real head and two nodes on this machine, each in its own home. Only processes that carry the mark
+of these homes are ever signalled.
+"""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from toy_agent import Toy
+
+from swarm import cluster as clusters
+from swarm.cluster import Cluster, InProcessCluster, Member, RayCluster, Silence, Started, processes
+from swarm.errors import ClusterError, PrerequisiteError
+
+TESTS = Path(__file__).parent
+ANSWER_S = 20.0  # an agent starts within 1 s on an idle machine
+
+
+def until(holds: Callable[[], Any], what: str, timeout_s: float = 30.0) -> Any:
+    """Poll until it is true; the last value."""
+    deadline = time.monotonic() + timeout_s
+    while not (value := holds()):
+        assert time.monotonic() < deadline, f"not within {timeout_s:g} s: {what}"
+        time.sleep(0.05)
+    return value
+
+
+class Lab:
+    """A head and two nodes on this machine, mended before every test."""
+
+    def __init__(self, base: Path) -> None:
+        self.token = base / "token"
+        self.study = base / "study"
+        self.homes = {"one": base / "node one", "two": base / "node-two"}
+        self.head = self._start_head(port=0)
+        self.cluster = self.connect()
+
+    def connect(self) -> RayCluster:
+        return RayCluster(self.head.address, home=self.study, token_file=self.token, agent="toy_agent:Toy")
+
+    def mend(self) -> None:
+        port = int(self.head.address.rpartition(":")[2])
+        self.head = clusters.adopt_head(self.study) or self._start_head(port)
+        for name, home in self.homes.items():
+            clusters.adopt_node(home, self.head.address) or self.start_node(name)
+        until(lambda: sorted(m.name for m in self.cluster.nodes()) == ["one", "two"], "both nodes are members")
+
+    def start_node(self, name: str, token: Path | None = None) -> Started:
+        return clusters.start_node(
+            self.head.address,
+            self.homes[name],
+            token_file=token or self.token,
+            name=name,
+            gpu=name == "two",  # to Ray a GPU is a number
+            env={"PYTHONPATH": str(TESTS)},
+            die_with_parent=True,
+        )
+
+    def member(self, name: str) -> Member:
+        return next(member for member in self.cluster.nodes() if member.name == name)
+
+    def find(self, home: Path, pattern: str) -> int:
+        """The one marked process whose command line matches."""
+        (pid,) = [pid for pid in processes.marked(home) if re.search(pattern, command_line(pid))]
+        return pid
+
+    def end(self) -> None:
+        self.cluster.close()
+        for home in (*self.homes.values(), self.study):
+            clusters.sweep(home)
+
+    def _start_head(self, port: int) -> Started:
+        return clusters.start_head(self.study, token_file=self.token, port=port, die_with_parent=True)
+
+
+def command_line(pid: int) -> str:
+    return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+
+
+def told(reply: bytes | Silence) -> dict[str, Any]:
+    """What the toy says about itself."""
+    assert isinstance(reply, bytes), reply
+    answer: dict[str, Any] = json.loads(reply)
+    return answer
+
+
+def ask(cluster: Cluster, node: Member, orders: bytes = b"hello") -> dict[str, Any]:
+    return told(cluster.exchange({node.id: orders}, ANSWER_S)[node.id])
+
+
+@pytest.fixture(scope="module")
+def whole_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    lab = Lab(tmp_path_factory.mktemp("lab"))
+    yield lab
+    lab.end()
+
+
+@pytest.fixture
+def lab(whole_lab: Lab) -> Iterator[Lab]:
+    whole_lab.mend()
+    yield whole_lab
+    for member in whole_lab.cluster.nodes():
+        whole_lab.cluster.dismiss(member.id)
+
+
+@pytest.fixture(params=["in process", pytest.param("ray", marks=pytest.mark.ray)])
+def cluster(request: pytest.FixtureRequest) -> Cluster:
+    if request.param == "in process":
+        members = [Member("id-1", "one", "here"), Member("id-2", "two", "here")]
+        return InProcessCluster(members, lambda member, setup: Toy(setup))
+    found: Cluster = request.getfixturevalue("lab").cluster
+    return found
+
+
+# --- the contract ----------------------------------------------------------------------------------------
+
+
+def test_every_agent_answers_its_own_orders(cluster: Cluster) -> None:
+    nodes = cluster.nodes()
+    assert sorted(node.name for node in nodes) == ["one", "two"]
+    for node in nodes:
+        cluster.appoint(node.id, node.name.encode())
+    replies = cluster.exchange({node.id: b"x" * len(node.name) for node in nodes}, ANSWER_S)
+    assert {told(replies[node.id])["setup"] for node in nodes} == {"one", "two"}
+
+
+def test_megabytes_pass_in_both_directions(cluster: Cluster) -> None:
+    node = cluster.nodes()[0]
+    cluster.appoint(node.id, b"s" * 3_000_000)
+    answer = ask(cluster, node, b"o" * 5_000_000)
+    assert (answer["echo"], len(answer["setup"])) == (5_000_000, 3_000_000)
+
+
+def test_an_appointed_agent_is_kept_and_one_with_another_setup_replaced(cluster: Cluster) -> None:
+    node = cluster.nodes()[0]
+    for _ in range(2):
+        cluster.appoint(node.id, b"first")
+        ask(cluster, node)
+    assert ask(cluster, node)["calls"] == 3
+    cluster.appoint(node.id, b"second")
+    answer = ask(cluster, node)
+    assert (answer["setup"], answer["calls"]) == ("second", 1)
+
+
+def test_nobody_appointed_is_dead_silence(cluster: Cluster) -> None:
+    node = cluster.nodes()[0]
+    before = cluster.exchange({node.id: b""}, ANSWER_S)[node.id]
+    cluster.appoint(node.id, b"")
+    ask(cluster, node)
+    cluster.dismiss(node.id)
+    cluster.dismiss(node.id)
+    after = cluster.exchange({node.id: b"", "unknown": b""}, ANSWER_S)
+    assert all(isinstance(s, Silence) and s.dead for s in (before, after[node.id], after["unknown"]))
+
+
+def test_an_agent_that_raises_is_silent_but_alive(cluster: Cluster) -> None:
+    node = cluster.nodes()[0]
+    cluster.appoint(node.id, b"")
+    silence = cluster.exchange({node.id: b"raise too late"}, ANSWER_S)[node.id]
+    assert isinstance(silence, Silence) and not silence.dead
+    assert "ValueError: too late" in silence.reason
+    assert ask(cluster, node)["calls"] == 2
+
+
+def test_only_a_member_can_be_appointed(cluster: Cluster) -> None:
+    with pytest.raises(ClusterError, match="not a member"):
+        cluster.appoint("0123456789", b"")
+
+
+# --- Ray: everything that can be killed ------------------------------------------------------------------
+
+
+@pytest.mark.ray
+def test_the_coordinator_never_imports_ray() -> None:
+    code = "import sys, swarm.cluster; sys.exit('ray' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+
+
+@pytest.mark.ray
+def test_agents_find_their_home_and_name(lab: Lab) -> None:
+    node = lab.member("one")
+    lab.cluster.appoint(node.id, b"")
+    told_env = {name: ask(lab.cluster, node, b"env " + name.encode())["env"] for name in ENVIRONMENT}
+    home = str(lab.homes["one"])
+    assert told_env == {"SWARM_HOME": home, "SWARM_NODE_HOME": home, "SWARM_NODE_NAME": "one"}
+
+
+ENVIRONMENT = ("SWARM_HOME", "SWARM_NODE_HOME", "SWARM_NODE_NAME")
+
+
+@pytest.mark.ray
+def test_an_agent_that_can_not_start_is_dead_and_says_why(lab: Lab) -> None:
+    node = lab.member("one")
+    lab.cluster.appoint(node.id, b"broken")
+    silence = lab.cluster.exchange({node.id: b""}, ANSWER_S)[node.id]
+    assert isinstance(silence, Silence) and silence.dead
+    assert "born broken" in silence.reason
+
+
+@pytest.mark.ray
+def test_a_slow_agent_is_silent_and_not_asked_twice(lab: Lab) -> None:
+    slow, quick = lab.member("one"), lab.member("two")
+    for node in (slow, quick):
+        lab.cluster.appoint(node.id, b"")
+        ask(lab.cluster, node)
+    replies = lab.cluster.exchange({slow.id: b"sleep 1.5", quick.id: b""}, 0.3)
+    assert replies[slow.id] == Silence("no answer within 0.3 s", dead=False)
+    assert told(replies[quick.id])["calls"] == 2
+    assert lab.cluster.exchange({slow.id: b""}, 0.3)[slow.id] == Silence("still busy with the last call", dead=False)
+    reply = until(lambda: answered(lab.cluster, slow), "the slow agent answers again")
+    assert told(reply)["calls"] == 3
+
+
+def answered(cluster: Cluster, node: Member) -> bytes | None:
+    reply = cluster.exchange({node.id: b""}, 1.0)[node.id]
+    return reply if isinstance(reply, bytes) else None
+
+
+@pytest.mark.ray
+def test_a_killed_agent_is_dead_and_can_be_appointed_again(lab: Lab) -> None:
+    node = lab.member("one")
+    lab.cluster.appoint(node.id, b"")
+    pid = ask(lab.cluster, node)["pid"]
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: is_dead(lab.cluster, node), "the agent is known to be dead")
+    lab.cluster.appoint(node.id, b"")
+    assert ask(lab.cluster, node)["pid"] != pid
+
+
+def is_dead(cluster: Cluster, node: Member) -> bool:
+    reply = cluster.exchange({node.id: b""}, 2.0)[node.id]
+    return isinstance(reply, Silence) and reply.dead
+
+
+@pytest.mark.ray
+def test_a_killed_bridge_is_replaced_unnoticed(lab: Lab) -> None:
+    node = lab.member("one")
+    lab.cluster.appoint(node.id, b"")
+    before = ask(lab.cluster, node)
+    os.kill(lab.find(lab.study, "swarm.cluster.bridge"), signal.SIGKILL)
+    after = ask(lab.cluster, node)
+    assert (after["pid"], after["calls"]) == (before["pid"], before["calls"] + 1)
+
+
+COORDINATOR = """
+import sys, time
+from pathlib import Path
+from swarm.cluster import RayCluster
+address, home, token = sys.argv[1:]
+cluster = RayCluster(address, home=Path(home), token_file=Path(token), agent="toy_agent:Toy")
+(node,) = [node for node in cluster.nodes() if node.name == "one"]
+cluster.appoint(node.id, b"mine")
+print(cluster.exchange({node.id: b""}, 20)[node.id].decode(), flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.mark.ray
+def test_agents_outlive_a_killed_coordinator_and_its_bridge_does_not(lab: Lab) -> None:
+    lab.cluster.close()
+    arguments = [sys.executable, "-c", COORDINATOR, lab.head.address, str(lab.study), str(lab.token)]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE) as coordinator:
+        assert coordinator.stdout
+        before = json.loads(coordinator.stdout.readline())
+        bridge = lab.find(lab.study, "swarm.cluster.bridge")
+        coordinator.kill()
+    until(lambda: processes.created(bridge) == -1, "the bridge follows its parent", 5)
+    node = lab.member("one")
+    lab.cluster.appoint(node.id, b"mine")
+    after = ask(lab.cluster, node)
+    assert (after["pid"], after["calls"]) == (before["pid"], 2)
+
+
+@pytest.mark.ray
+def test_a_killed_raylet_is_no_member_and_the_node_can_come_back(lab: Lab) -> None:
+    node = lab.member("one")
+    lab.cluster.appoint(node.id, b"")
+    ask(lab.cluster, node)
+    os.kill(lab.find(lab.homes["one"], "raylet/raylet"), signal.SIGKILL)
+    until(lambda: [member.name for member in lab.cluster.nodes()] == ["two"], "the member is gone", 15)
+    until(lambda: is_dead(lab.cluster, node), "its agent is dead")
+    assert until(lambda: clusters.adopt_node(lab.homes["one"], lab.head.address) is None, "nothing is left to adopt")
+    lab.start_node("one")
+    again = lab.member("one")
+    assert again.id != node.id
+    lab.cluster.appoint(again.id, b"")
+    ask(lab.cluster, again)
+
+
+@pytest.mark.ray
+def test_without_a_head_calls_fail_at_once_and_the_same_port_serves_again(lab: Lab) -> None:
+    os.kill(lab.find(lab.study, "gcs_server"), signal.SIGKILL)
+    asked_at = time.monotonic()
+    with pytest.raises(ClusterError, match="does not answer"):
+        lab.cluster.nodes()
+    assert time.monotonic() - asked_at < 5
+    until(lambda: not lab.head.alive(), "the head ends when its GCS does", 10)
+    address = lab.head.address
+    lab.mend()
+    assert lab.head.address == address
+    for node in lab.cluster.nodes():
+        lab.cluster.appoint(node.id, b"")
+        ask(lab.cluster, node)
+
+
+@pytest.mark.ray
+def test_a_wrong_token_is_refused_in_a_sentence(lab: Lab, tmp_path: Path) -> None:
+    clusters.sweep(lab.homes["two"])
+    wrong = clusters.ensure_token(tmp_path / "wrong")
+    assert wrong.stat().st_mode & 0o777 == 0o600
+    with pytest.raises(PrerequisiteError, match=r"refuses this machine's token\. Copy the token file"):
+        lab.start_node("two", token=wrong)
+    assert not processes.marked(lab.homes["two"])
+
+
+@pytest.mark.ray
+def test_join_loop_joins_again_until_it_is_stopped(lab: Lab) -> None:
+    home, stop = lab.homes["two"], threading.Event()
+    clusters.sweep(home)
+    loop = threading.Thread(
+        target=clusters.join_loop, args=(lambda: lab.start_node("two"), home), kwargs={"stop": stop}
+    )
+    loop.start()
+    try:
+        first = until(lambda: clusters.adopt_node(home, lab.head.address), "the node has joined")
+        os.kill(first.pid, signal.SIGKILL)
+        until(lambda: (clusters.adopt_node(home, lab.head.address) or first) != first, "it has joined again")
+    finally:
+        stop.set()
+        loop.join(15)
+    assert not processes.marked(home)
+
+
+@pytest.mark.ray
+def test_sweep_ends_everything_with_the_mark_and_nothing_else(lab: Lab) -> None:
+    node = lab.member("one")
+    lab.cluster.appoint(node.id, b"")
+    agent, other = ask(lab.cluster, node)["pid"], lab.find(lab.homes["two"], "raylet/raylet")
+    temp_dir = next(iter(processes.remembered(lab.homes["one"]))).temp_dir
+    began_at = time.monotonic()
+    ended = clusters.sweep(lab.homes["one"])
+    assert time.monotonic() - began_at < 5
+    assert agent in ended and len(ended) >= 5  # start, raylet, Ray's two helpers, agent
+    assert not processes.marked(lab.homes["one"])
+    assert not Path(temp_dir).exists()
+    assert processes.created(other) != -1
+
+
+# --- processes and ports, without Ray --------------------------------------------------------------------
+
+
+@pytest.fixture
+def sleeper(tmp_path: Path) -> Started:
+    """A process that ignores SIGTERM, with a child that dropped the mark."""
+    child = "import subprocess, time; subprocess.Popen(['sleep', '100'], env={}); "
+    code = (
+        "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
+        + child
+        + "print('up', flush=True); time.sleep(100)"
+    )
+    environment = {"SWARM_HOME": str(tmp_path), "PATH": os.environ["PATH"]}
+    pid = processes.launch([sys.executable, "-c", code], environment, tmp_path / "log")
+    until(lambda: (tmp_path / "log").read_text(), "it runs")
+    started = Started("node", "n", pid, processes.created(pid), str(tmp_path), "nowhere:1", str(tmp_path / "temp"))
+    processes.remember(started)
+    return started
+
+
+def test_sweep_ends_the_stubborn_and_their_unmarked_children(sleeper: Started, tmp_path: Path) -> None:
+    assert len(processes.marked(tmp_path)) == 2
+    assert not processes.marked(tmp_path.parent), "the mark is compared as a whole"
+    assert sleeper.alive()
+    assert len(clusters.sweep(tmp_path)) == 2
+    assert not sleeper.alive()
+    assert processes.remembered(tmp_path) == []
+
+
+def test_a_pid_that_was_used_again_is_not_adopted(sleeper: Started, tmp_path: Path) -> None:
+    assert clusters.adopt_node(tmp_path, "nowhere:1") == sleeper
+    assert clusters.adopt_node(tmp_path, "elsewhere:1") is None
+    entries = json.loads((tmp_path / "run" / "processes.json").read_text())
+    entries[0]["created"] -= 1
+    (tmp_path / "run" / "processes.json").write_text(json.dumps(entries))
+    assert clusters.adopt_node(tmp_path, "nowhere:1") is None
+    clusters.sweep(tmp_path)
+
+
+def test_a_registry_cut_short_is_no_registry(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "processes.json").write_text('[{"role": "he')
+    assert clusters.adopt_head(tmp_path) is None
+
+
+def test_a_port_in_use_is_named_with_the_fix(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        with pytest.raises(PrerequisiteError, match=f"port {port} .* in use.*--port"):
+            clusters.start_head(tmp_path, token_file=tmp_path / "token", port=port)
+
+
+def test_without_a_head_nothing_is_started(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+    token = clusters.ensure_token(tmp_path / "token")
+    with pytest.raises(ClusterError, match="no head answers"):
+        clusters.start_node(address, tmp_path, token_file=token, name="n")
+    with pytest.raises(ClusterError, match="does not answer"):
+        RayCluster(address, home=tmp_path, token_file=token).nodes()
+    assert not processes.marked(tmp_path)
+
+
+def test_a_lost_node_takes_its_agent_with_it() -> None:
+    node = Member("id-1", "one", "here")
+    cluster = InProcessCluster([node], lambda member, setup: Toy(setup))
+    cluster.appoint(node.id, b"")
+    cluster.lose(node.id)
+    assert cluster.nodes() == [] and is_dead(cluster, node)
+    cluster.join(node)
+    cluster.appoint(node.id, b"")
+    assert ask(cluster, node)["calls"] == 1
