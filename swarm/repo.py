@@ -46,6 +46,7 @@ class Commit(NamedTuple):
     at: float
     author: str
     message: str
+    parents: tuple[str, ...] = ()
 
     @property
     def subject(self) -> str:
@@ -190,11 +191,14 @@ class Repo:
 
     def log(self, ref: str, n: int) -> list[Commit]:
         """The last `n` commits reachable from `ref`, newest first."""
-        out = self._git.run("log", "-z", f"-{n}", "--format=%H%n%at%n%an <%ae>%n%B", _full(ref)).decode(
+        out = self._git.run("log", "-z", f"-{n}", "--format=%H%n%P%n%at%n%an <%ae>%n%B", _full(ref)).decode(
             errors="replace"
         )
-        rows = (record.split("\n", 3) for record in out.split("\0") if record)
-        return [Commit(sha, float(at), author, message.strip()) for sha, at, author, message in rows]
+        rows = (record.split("\n", 4) for record in out.split("\0") if record)
+        return [
+            Commit(sha, float(at), author, message.strip(), tuple(parents.split()))
+            for sha, parents, at, author, message in rows
+        ]
 
     def merge_base(self, a: str, b: str) -> str | None:
         """The newest commit that both descend from; None for unrelated histories."""

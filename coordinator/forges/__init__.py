@@ -45,7 +45,7 @@ class Forge(Protocol):
         """Commit at the tip of the shared branch."""
 
     def open(self, repo: Path, request: Request) -> Opened:
-        """Push the branch from `repo` and open the request; an open or merged one of the same branch is returned as it is.
+        """Push the branch from `repo` and open the request; one that the branch has already is returned as it is.
 
         Raises:
             ForgeError: it cannot be reached now; ask again later.
