@@ -8,7 +8,8 @@ it. The scorer outside sends tokens, holds what comes next itself, and computes 
 One frame, little-endian, any number of times:
     in   <III   magic 0x53574D51, B, T          then B*T uint16 tokens
     out  <IIII  magic 0x53574D41, B, T, V       then B*T*V float32 logits; [b, t] predicts token t + 1 from tokens 0..t
-B = 0 (or the end of the input) ends it with exit 0. Exit 1: the candidate's code failed; the last line of stderr says how.
+B = 0 (or the end of the input) ends it with exit 0. Exit 1: the candidate's code failed, the last line of stderr says
+how.
 
 What is NOT covered: the candidate's code shares this process, so it may write anything it likes to the answer pipe. All
 that it can gain is wrong predictions. Ordinary prints and reads of it can not disturb the frames (`_take_pipes`).
@@ -47,8 +48,7 @@ def main() -> int:
         serve(load_candidate(arguments.code, arguments.artifact), questions, answers)
     except BrokenPipeError:
         return 0  # nobody is asking any more
-    except Exception as error:
-        # Whatever a candidate raises ends here, as one line: its code may raise anything.
+    except (Exception, SystemExit) as error:  # a candidate's code may raise anything, or try to leave
         print(f"score: {type(error).__name__}: {error}", file=sys.stderr)
         return 1
     return 0
@@ -93,7 +93,7 @@ def read_question(questions: BinaryIO) -> torch.Tensor | None:
 
 
 def _take_pipes() -> tuple[BinaryIO, BinaryIO]:
-    """Move the real stdin and stdout to descriptors of our own; prints go to stderr from here on, reads find nothing."""
+    """Move the real stdin and stdout to descriptors of our own: prints now go to stderr, reads find nothing."""
     questions, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)

@@ -1,0 +1,348 @@
+"""The shipped task keeps its contracts: the corpus, the training trial, and the frames that the scorer speaks.
+
+Everything in `baseline/` is executed by path, as the swarm does it.
+"""
+
+import hashlib
+import importlib.util
+import json
+import os
+import re
+import struct
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+BASELINE = Path(__file__).parents[1] / "baseline"
+QUESTION, ANSWER = 0x53574D51, 0x53574D41
+VOCAB = 1025
+
+
+def load_file(path: Path, name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+prepare = load_file(BASELINE / "prepare.py", "baseline_prepare")
+tokenizer = prepare.Tokenizer()
+
+
+def run(script: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(script), *map(str, arguments)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, check=False)
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("baseline") / "data"
+    done = run(BASELINE / "prepare.py", "--out", out)
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+@pytest.fixture(scope="session")
+def stream(corpus: Path) -> Path:
+    """A budget of 4096 tokens, as a runner writes it."""
+    path = corpus.parent / "stream.bin"
+    np.fromfile(corpus / "train" / "tokens.bin", dtype="<u2")[:4096].tofile(path)
+    return path
+
+
+def train(code: Path, corpus: Path, out: Path, seed: int, stream: Path) -> subprocess.CompletedProcess[str]:
+    return run(code, "--data", corpus / "train", "--out", out, "--seed", seed, "--budget", stream)
+
+
+@pytest.fixture(scope="session")
+def artifact(corpus: Path, stream: Path) -> Path:
+    out = corpus.parent / "artifact"
+    done = train(BASELINE / "train.py", corpus, out, 0, stream)
+    assert done.returncode == 0, done.stderr
+    assert "step 4/4 tokens 4096 loss " in done.stdout
+    assert "\n---\ntrain_loss:" in done.stdout
+    return out
+
+
+class Driver:
+    """A running score.py and the scorer's side of its frames."""
+
+    def __init__(self, code: Path, artifact: Path) -> None:
+        command = [sys.executable, str(BASELINE / "score.py"), "--code", str(code), "--artifact", str(artifact)]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, env=environment)
+
+    def ask(self, tokens: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self.process.stdin.write(struct.pack("<III", QUESTION, *tokens.shape) + tokens.astype("<u2").tobytes())
+        self.process.stdin.flush()
+        magic, *shape = struct.unpack("<IIII", self.process.stdout.read(16))
+        assert magic == ANSWER
+        return np.frombuffer(self.process.stdout.read(4 * int(np.prod(shape))), dtype="<f4").reshape(shape)
+
+    def end(self) -> tuple[int, str]:
+        rest, stderr = self.process.communicate(struct.pack("<III", QUESTION, 0, 0), timeout=60)
+        assert rest == b""
+        return self.process.returncode, stderr.decode()
+
+
+@pytest.fixture
+def driver(artifact: Path) -> Iterator[Driver]:
+    driver = Driver(BASELINE / "train.py", artifact)
+    yield driver
+    driver.process.kill()
+    driver.process.communicate()
+
+
+def windows(corpus: Path, rows: int, columns: int) -> np.ndarray[Any, Any]:
+    return np.fromfile(corpus / "val" / "tokens.bin", dtype="<u2")[: rows * columns].reshape(rows, columns)
+
+
+# ---- prepare.py
+
+
+def test_corpus_is_the_same_every_time(corpus: Path, tmp_path: Path) -> None:
+    again: dict[str, Any] = prepare.prepare(tmp_path / "again")
+    assert again == json.loads((corpus / "manifest.json").read_text())
+    for split in again["splits"]:
+        raw = (corpus / split / "tokens.bin").read_bytes()
+        assert hashlib.sha256(raw).hexdigest() == again["splits"][split]["sha256"]
+        assert len(raw) == 2 * again["splits"][split]["tokens"]
+
+
+def test_second_preparation_changes_nothing(corpus: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in corpus.rglob("*")}
+    done = run(BASELINE / "prepare.py", "--out", corpus)
+    assert (done.returncode, "already prepared" in done.stdout) == (0, True)
+    assert {path: path.stat().st_mtime_ns for path in corpus.rglob("*")} == before
+
+
+def test_killed_preparation_is_started_again(tmp_path: Path) -> None:
+    leftover = tmp_path / ".data.partial-killed"
+    (leftover / "train").mkdir(parents=True)
+    os.utime(leftover, (0, 0))
+    prepare.prepare(tmp_path / "data")
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
+@pytest.mark.parametrize("damage", ["foreign", "cut short"])
+def test_folder_that_is_not_a_corpus_is_refused(tmp_path: Path, corpus: Path, damage: str) -> None:
+    if damage == "foreign":
+        (tmp_path / "thesis.tex").write_text("years of work")
+    else:
+        (tmp_path / "manifest.json").write_bytes((corpus / "manifest.json").read_bytes())
+    done = run(BASELINE / "prepare.py", "--out", tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1 and "choose another --out" in done.stderr
+
+
+def test_splits_share_no_top_level_name(corpus: Path) -> None:
+    homes: dict[str, set[str]] = {}
+    for document in prepare.standard_library():
+        top_level = document.name.split("/")[0].removesuffix(".py")
+        homes.setdefault(top_level, set()).add(prepare.split_of(document.name))
+    assert all(len(splits) == 1 for splits in homes.values())
+    assert set.union(*homes.values()) == {"train", "val", "holdout"}
+
+
+def test_splits_are_large_enough_to_score(corpus: Path) -> None:
+    splits = json.loads((corpus / "manifest.json").read_text())["splits"]
+    scored: int = tomllib.loads((BASELINE / "task.toml").read_text())["budget"]["val_tokens"]
+    assert min(splits["val"]["tokens"], splits["holdout"]["tokens"]) > scored
+
+
+def test_trial_is_shown_nothing_but_training_text(corpus: Path) -> None:
+    assert {path.name for path in (corpus / "train").iterdir()} == {"tokens.bin", "meta.json"}
+    assert json.loads((corpus / "train" / "meta.json").read_text()) == {"vocab_size": VOCAB, "bos": VOCAB - 1}
+
+
+@given(st.one_of(st.binary(), st.text().map(str.encode), st.text("aeinrst_ =(\n\r\t 09é漢").map(str.encode)))
+def test_tokens_stand_for_exactly_their_bytes(data: bytes) -> None:
+    ids = tokenizer.encode(data)
+    assert tokenizer.decode(ids) == data
+    assert sum(len(tokenizer.token_bytes[i]) for i in ids) == len(data)
+
+
+def test_token_bytes_add_up_to_the_text(corpus: Path) -> None:
+    lengths = np.load(corpus / "token_bytes.npy")
+    assert (lengths.dtype, lengths.shape, lengths[VOCAB - 1]) == (np.int32, (VOCAB,), 0)
+    for split, facts in json.loads((corpus / "manifest.json").read_text())["splits"].items():
+        tokens = np.fromfile(corpus / split / "tokens.bin", dtype="<u2")
+        assert lengths[tokens].sum() == facts["bytes"]
+        assert (tokens == VOCAB - 1).sum() == facts["documents"]
+
+
+# ---- train.py
+
+
+def tensors_hash(artifact: Path) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in torch.load(artifact / "model.pt", weights_only=True).items():
+        digest.update(name.encode() + tensor.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def test_seed_decides_every_bit(artifact: Path, corpus: Path, stream: Path, tmp_path: Path) -> None:
+    for seed in (0, 1):
+        assert train(BASELINE / "train.py", corpus, tmp_path / str(seed), seed, stream).returncode == 0
+    assert tensors_hash(tmp_path / "0") == tensors_hash(artifact)
+    assert tensors_hash(tmp_path / "1") != tensors_hash(artifact)
+
+
+def test_every_token_is_a_target_once() -> None:
+    module = load_file(BASELINE / "train.py", "candidate")
+    stream = np.arange(1, 2049, dtype="<u2")
+    steps = module.batches(stream, bos=0)
+    targets = torch.cat([targets.flatten() for _, targets in steps])
+    assert sorted(targets.tolist()) == stream.tolist()
+    assert all(torch.equal(targets - 1, inputs) for inputs, targets in steps)  # each input is the token before
+
+
+CONSTANTS: list[Mapping[str, object]] = [
+    *({"BIGRAM": b, "SMEAR": s, "ALIBI": a} for b in (False, True) for s in (False, True) for a in (False, True)),
+    {"VALUE_EMBEDDING": False, "SOFTCAP": 0.0, "WARMDOWN": 0.0},
+    {"ACTIVATION": "gelu", "DEPTH": 1, "WARMDOWN": 1.0},
+    {"ACTIVATION": "silu", "DEPTH": 4, "WIDTH": 128, "ALIBI": True},
+    {"WIDTH": 96, "HEAD_DIM": 16, "DEPTH": 3, "MLP_RATIO": 1},
+    {"WIDTH": 32, "SEQ_LEN": 256, "BATCH": 16, "BIGRAM": True, "BIGRAM_ROWS": 1000, "SMEAR": True},
+    {"DTYPE": torch.float32, "BIGRAM": True, "SMEAR": True, "ALIBI": True},
+    {"DTYPE": torch.float32},
+    {"DTYPE": torch.bfloat16},
+]
+
+
+@pytest.mark.parametrize("constants", CONSTANTS, ids=str)
+def test_every_switch_trains_and_no_position_sees_the_future(constants: Mapping[str, object], corpus: Path) -> None:
+    module = load_file(BASELINE / "train.py", "candidate")
+    vars(module).update(constants)
+    torch.manual_seed(0)
+    tokens = np.fromfile(corpus / "train" / "tokens.bin", dtype="<u2")[:4096]
+    model = module.GPT(VOCAB)
+    losses = list(module.losses(model, module.batches(tokens, VOCAB - 1)))
+    assert np.isfinite(losses).all()
+    assert losses[0] == pytest.approx(np.log(VOCAB), abs=0.02)
+    question = torch.from_numpy(windows(corpus, 2, 256).astype(np.int64))
+    with torch.no_grad():
+        answer = model(question)
+        question[0, 100:] = question[1, :156]
+        changed = model(question)
+    assert answer.shape == (2, 256, VOCAB)
+    assert torch.equal(answer[0, :100], changed[0, :100])
+    assert not torch.equal(answer[0, 100], changed[0, 100])
+
+
+def test_longer_training_learns(corpus: Path) -> None:
+    module = load_file(BASELINE / "train.py", "candidate")
+    torch.manual_seed(0)
+    losses = list(
+        module.losses(module.GPT(VOCAB), module.batches(module.read_stream("40k", corpus / "train", 0), 1024))
+    )
+    assert losses[-1] < losses[0] - 1.5
+
+
+@pytest.mark.parametrize(
+    ("constant", "value", "exit_code", "told"),
+    [
+        ("EMBED_LR", 'float("inf")', 1, "train: loss is nan at step 2 of 4"),
+        ("HEAD_DIM", "48", 1, "WIDTH 64 must be a multiple of HEAD_DIM 48"),
+        ("BATCH", "64", 2, "--budget has 4096 tokens, less than one step of 8192"),
+    ],
+)
+def test_what_goes_wrong_is_told_in_the_last_line(
+    constant: str, value: str, exit_code: int, told: str, corpus: Path, stream: Path, tmp_path: Path
+) -> None:
+    code = tmp_path / "train.py"
+    source, edits = re.subn(rf"(?m)^{constant} = \S+", f"{constant} = {value}", (BASELINE / "train.py").read_text())
+    assert edits == 1
+    code.write_text(source)
+    done = train(code, corpus, tmp_path / "out", 0, stream)
+    assert done.returncode == exit_code
+    assert told in done.stderr.splitlines()[-1]
+    assert not (tmp_path / "out").exists()
+
+
+# ---- score.py
+
+
+def test_driver_answers_with_the_models_own_logits(driver: Driver, artifact: Path, corpus: Path) -> None:
+    module = load_file(BASELINE / "train.py", "candidate")
+    predict = module.load(str(artifact))
+    for rows, columns in ((16, 256), (1, 7)):
+        question = windows(corpus, rows, columns)
+        answer = driver.ask(question)
+        assert answer.shape == (rows, columns, VOCAB)
+        assert np.isfinite(answer).all()
+        assert np.array_equal(answer, predict(torch.from_numpy(question.astype(np.int64))).numpy())
+    assert driver.end()[0] == 0
+
+
+NOISY = """
+import os, sys
+print("at import")
+def load(artifact):
+    print("at load", flush=True)
+    assert sys.stdin.read() == ""
+    def predict(tokens):
+        print("while predicting", flush=True)
+        os.write(1, b"straight to the descriptor")
+        os.system("echo from a child")
+        return torch.nn.functional.one_hot(tokens, 1025).float()
+    return predict
+import torch
+"""
+
+
+def test_prints_of_a_candidate_can_not_disturb_the_frames(tmp_path: Path, corpus: Path) -> None:
+    code = tmp_path / "train.py"
+    code.write_text(NOISY)
+    driver = Driver(code, tmp_path)
+    question = windows(corpus, 2, 16)
+    for _ in range(2):
+        assert np.array_equal(driver.ask(question).argmax(-1), question)
+    exit_code, stderr = driver.end()
+    assert exit_code == 0
+    said = ("at import", "at load", "while predicting", "straight to the descriptor", "from a child")
+    assert all(words in stderr for words in said)
+    assert not (tmp_path / "__pycache__").exists()
+
+
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        ("def load(artifact):\n    raise KeyError('lost')", "score: KeyError: 'lost'"),
+        ("def load(artifact):\n    return lambda tokens: tokens", "score: CandidateError: logits of shape (1, 4)"),
+        ("nothing = 0", "score: AttributeError"),
+        ("import sys\nsys.exit(0)", "score: SystemExit"),
+    ],
+)
+def test_failing_candidate_is_told_in_the_last_line(tmp_path: Path, body: str, told: str) -> None:
+    code = tmp_path / "train.py"
+    code.write_text(body)
+    driver = Driver(code, tmp_path)
+    question = struct.pack("<III", QUESTION, 1, 4) + bytes(8)
+    answered, stderr = driver.process.communicate(question, timeout=60)
+    assert (driver.process.returncode, answered) == (1, b"")
+    assert stderr.decode().splitlines()[-1].startswith(told)
+
+
+# ---- task.toml
+
+
+def test_frozen_files_are_the_ones_that_were_frozen() -> None:
+    task = tomllib.loads((BASELINE / "task.toml").read_text())
+    assert set(task["frozen"]) == {"prepare.py", "score.py", "bpe1024.txt"}
+    for name, digest in task["frozen"].items():
+        assert hashlib.sha256((BASELINE / name).read_bytes()).hexdigest() == digest, f"{name}: update task.toml"
