@@ -32,14 +32,15 @@ def idea_hash(files: Files) -> str:
 
 
 def _normal_text(path: str, text: str) -> str:
-    if not path.endswith(".py"):
-        return "\n".join(line.rstrip() for line in text.strip().splitlines()).replace("\0", "\\0")
     try:
-        return _normal(_parse(text))
+        if path.endswith(".py"):
+            return _normal(_parse(text))
+        text.encode()
     except SyntaxError as error:
         raise ProposalError(f"{path}, line {error.lineno or '?'}: {error.msg}") from error
-    except (ValueError, RecursionError) as error:  # NUL bytes; nesting deeper than the parser goes
-        raise ProposalError(f"{path}, line ?: {error}") from error
+    except (ValueError, RecursionError, MemoryError) as error:  # NUL, half a character; deeper than the parser goes
+        raise ProposalError(f"{path}, line ?: {error or 'nested too deeply'}") from error
+    return "\n".join(line.rstrip() for line in text.strip().splitlines()).replace("\0", "\\0")
 
 
 def _parse(text: str) -> ast.Module:

@@ -1,0 +1,291 @@
+"""Source text: constants survive a rewrite, edits join or conflict, ideas are recognised whatever their layout."""
+
+import ast
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from swarm.constants import Constant, Value, constants, rewrite, rounded
+from swarm.errors import ProposalError
+from swarm.source import MergeConflict, describe_edit, idea_hash, lines_changed, merge, merge_files
+
+BASELINE = (Path(__file__).parent.parent / "baseline" / "train.py").read_text(encoding="utf-8")
+SCRIPT = '''\
+#!/usr/bin/env python
+"""What this does."""
+import math
+
+# ---- Optimisation, which has
+# a long heading.
+# The step.
+RATE = 1e-3  # range: 1e-4..1e-1 log
+DEPTH: int = 2   # choices: 1, 2, 3; more is slow
+USE_BIAS = False
+ACT = 'relu'  # choices: relu, gelu
+
+
+class Model:
+    """A model."""
+
+    # How wide.
+    width = 4
+
+    def one(self):
+        return 1
+
+    # The second.
+    @property
+    def two(self):
+        return 2
+
+
+def train():
+    return math.pi
+
+
+if __name__ == "__main__":
+    train()
+'''
+
+
+def by_name(source: str) -> Mapping[str, Constant]:
+    return {constant.name: constant for constant in constants(source)}
+
+
+# --- constants -------------------------------------------------------------------------------------------
+
+
+def test_comments_say_which_values_a_constant_may_take() -> None:
+    found = by_name(SCRIPT)
+    assert found["RATE"] == Constant("RATE", 0.001, "float", (), 1e-4, 1e-1, True, "The step.", True)
+    assert found["DEPTH"].choices == (1, 2, 3)
+    assert found["USE_BIAS"].kind == "switch"
+    assert found["ACT"] == Constant("ACT", "relu", "choice", ("relu", "gelu"), declared=True)
+
+
+def test_the_shipped_baseline_can_be_tuned() -> None:
+    found = by_name(BASELINE)
+    assert found["BIGRAM"].comment.startswith("Add an embedding")
+    assert found["ACTIVATION"].choices == ("relu2", "gelu", "silu")
+    assert (found["MATRIX_LR"].low, found["MATRIX_LR"].high, found["MATRIX_LR"].log) == (0.01, 0.16, True)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "lower = 1",
+        "SUM = 1 + 1",
+        "TEXT = 'words'",
+        "PAIR = (0.8, 0.95)",
+        "KEEP = 3  # fixed: the data depends on it",
+        "SEED = 1337",
+        "HUGE = 1e999",
+        "TWICE = 1\nTWICE = 2",
+        "A = B = 1",
+        "if True:\n    INNER = 1",
+        "NONE = None",
+    ],
+)
+def test_what_is_no_tunable_constant(line: str) -> None:
+    assert constants(line + "\n") == []
+
+
+@pytest.mark.parametrize(
+    ("line", "low", "high", "log"),
+    [
+        ("X = 0.004", 0.001, 0.016, True),
+        ("X = 0.0", 0.0, 0.5, False),
+        ("X = 0.9", 0.225, 0.975, False),
+        ("X = -2.0", -8.0, -0.5, False),
+        ("X = 300", 75, 1200, True),
+        ("X = 3", 1, 12, True),
+        ("X = 0", 0, 4, False),
+        ("X = 5  # range: wide", 1, 20, True),
+    ],
+)
+def test_a_number_without_a_range_gets_a_guessed_one(line: str, low: float, high: float, log: bool) -> None:
+    (found,) = constants(line)
+    assert (found.low, found.high, found.log, found.declared) == (low, high, log, False)
+
+
+def test_a_power_of_two_is_guessed_to_stay_one() -> None:
+    assert constants("HEAD_DIM = 128")[0].choices == (64, 128, 256)
+
+
+def test_source_that_does_not_parse_is_named() -> None:
+    with pytest.raises(ProposalError, match="line 2"):
+        constants("A = 1\nB = (\n")
+
+
+# --- rewrite ---------------------------------------------------------------------------------------------
+
+
+def test_rewrite_touches_the_literals_only() -> None:
+    after = rewrite(SCRIPT, {"RATE": 0.0123456, "DEPTH": 3, "USE_BIAS": True, "ACT": "gelu"})
+    expected = SCRIPT.replace("1e-3", "0.0123", 1).replace("= 2   #", "= 3   #").replace("= False", "= True")
+    assert after == expected.replace("'relu'", '"gelu"')
+
+
+NAMES = st.sampled_from(["A", "LR_2", "DEPTH"])
+LAYOUTS = st.sampled_from(["{} = {}\n", "{}={}   # note\r\n", "{}: float = {}\n", "\n\n# above\n{} = ( {} )  # é\n"])
+KINDS = (st.floats(-1e6, 1e6).map(rounded), st.integers(-10_000, 10_000), st.booleans())
+CHANGES = st.one_of(*(st.tuples(kind, kind) for kind in KINDS))  # from this value to that one
+
+
+@given(
+    lines=st.dictionaries(NAMES, st.tuples(CHANGES, LAYOUTS)), between=st.sampled_from(["", "x = 'A = 1'\n", "\x0c\n"])
+)
+@settings(max_examples=60, deadline=None)
+def test_rewrite_keeps_every_other_byte(lines: dict[str, tuple[tuple[Value, Value], str]], between: str) -> None:
+    before, after = (
+        between.join(layout.format(name, repr(change[side])) for name, (change, layout) in lines.items())
+        for side in (0, 1)
+    )
+    assert rewrite(before, {name: change[1] for name, (change, _) in lines.items()}) == after
+
+
+@given(data=st.data())
+@settings(max_examples=30, deadline=None)
+def test_constants_round_trip(data: st.DataObject) -> None:
+    constant = data.draw(st.sampled_from(constants(BASELINE)))
+    value: Value
+    if constant.choices:
+        value = data.draw(st.sampled_from(constant.choices))
+    elif constant.kind == "int":
+        value = data.draw(st.integers(int(constant.low), int(constant.high)))
+    else:
+        value = rounded(data.draw(st.floats(constant.low, constant.high)))
+    after = by_name(rewrite(BASELINE, {constant.name: value}))[constant.name]
+    assert after.value == value and type(after.value) is type(constant.value)
+    if constant.declared:
+        assert (after.choices, after.low, after.high) == (constant.choices, constant.low, constant.high)
+
+
+def test_rewrite_names_an_unknown_constant() -> None:
+    with pytest.raises(ProposalError, match="no constant WIDHT; there are RATE"):
+        rewrite(SCRIPT, {"WIDHT": 3})
+
+
+# --- identity --------------------------------------------------------------------------------------------
+
+
+def test_layout_comments_and_docstrings_are_no_idea() -> None:
+    other = SCRIPT.replace("  # range: 1e-4..1e-1 log", "").replace("1e-3", "0.001").replace('"""A model."""\n', "")
+    assert idea_hash({"a.py": SCRIPT}) == idea_hash({"a.py": other.replace("\n\n\n", "\n\n")})
+
+
+@pytest.mark.parametrize(
+    "edit", [("1e-3", "2e-3"), ("return 1", "return None"), ("return 1", "return"), ("two", "too")]
+)
+def test_a_change_of_code_is_another_idea(edit: tuple[str, str]) -> None:
+    assert idea_hash({"a.py": SCRIPT}) != idea_hash({"a.py": SCRIPT.replace(*edit)})
+
+
+def test_the_idea_covers_every_file_and_its_name() -> None:
+    assert idea_hash({"a.py": "", "b.txt": "x "}) == idea_hash({"a.py": "# c", "b.txt": "x\n"})
+    assert len({idea_hash({"a.py": ""}), idea_hash({"b.py": ""}), idea_hash({"a.py": "", "b.txt": "y"})}) == 3
+
+
+@pytest.mark.parametrize("text", ["def f(:\n", "x = 1\0", "\ud800", "-" * 100_000 + "1"])
+def test_a_file_that_does_not_parse_is_refused(text: str) -> None:
+    with pytest.raises(ProposalError, match="train.py, line"):
+        idea_hash({"train.py": text})
+
+
+# --- merge -----------------------------------------------------------------------------------------------
+
+EDITS = {  # edits of disjoint units: any two of them join
+    "rate": ("1e-3", "2e-3"),
+    "depth": ("= 2 ", "= 3 "),
+    "method": ("return 1", "return 11"),
+    "property": ("return 2", "return 22"),
+    "attribute": ("width = 4", "width = 4\n    height = 5"),
+    "function": ("math.pi", "math.e"),
+    "removed": ("USE_BIAS = False\n", ""),
+    "new constant": ("ACT =", "NEW = 1\nACT ="),
+    "new function": ("def train", "def helper():\n    return 0\n\n\ndef train"),
+    "new method": ("    # The second.", "    def three(self):\n        return 3\n\n    # The second."),
+    "import": ("import math\n", "import math\nimport os\n"),
+    "last": ("    train()\n", "    train()\n\n\ndef after():\n    return 9"),
+}
+
+
+def edited(*names: str) -> str:
+    text = SCRIPT
+    for name in names:
+        assert EDITS[name][0] in text
+        text = text.replace(*EDITS[name])
+    return text
+
+
+@given(ours=st.sampled_from(sorted(EDITS)), theirs=st.sampled_from(sorted(EDITS)))
+@settings(deadline=None)
+def test_disjoint_edits_join(ours: str, theirs: str) -> None:
+    both = (ours,) if ours == theirs else (ours, theirs)
+    merged = merge(SCRIPT, edited(ours), edited(theirs))
+    assert merged == merge(SCRIPT, edited(ours), merged)
+    assert merged.rstrip() == edited(*both).rstrip()
+
+
+@given(names=st.sets(st.sampled_from(sorted(EDITS))))
+@settings(deadline=None)
+def test_an_edit_of_one_side_is_kept_byte_for_byte(names: set[str]) -> None:
+    side = edited(*sorted(names)) + "\x0c\r\n# end"
+    assert merge(SCRIPT, side, SCRIPT) == merge(SCRIPT, SCRIPT, side) == merge(SCRIPT, side, side) == side
+
+
+@given(data=st.data())
+@settings(max_examples=30, deadline=None)
+def test_two_constants_of_the_baseline_join(data: st.DataObject) -> None:
+    one, two = data.draw(st.lists(st.sampled_from(["BIGRAM", "SMEAR", "ALIBI"]), min_size=2, max_size=2, unique=True))
+    merged = merge(BASELINE, rewrite(BASELINE, {one: True}), rewrite(BASELINE, {two: True}))
+    assert merged == rewrite(BASELINE, {one: True, two: True})
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "name"),
+    [
+        (("1e-3", "2e-3"), ("1e-3", "3e-3"), "RATE"),
+        (("return 1", "return 3"), ("return 1", "return 4"), "Model.one"),
+        (("math.pi", "1"), ("def train():\n    return math.pi\n", ""), "train"),
+        (("ACT =", "NEW = 1\nACT ="), ("ACT =", "NEW = 2\nACT ="), "NEW"),
+        (("    train()", "    train(1)"), ("    train()", "    train(2)"), "if __name__ == '__main__'"),
+    ],
+)
+def test_a_unit_changed_on_both_sides_is_a_conflict(ours: tuple[str, str], theirs: tuple[str, str], name: str) -> None:
+    with pytest.raises(MergeConflict) as caught:
+        merge(SCRIPT, SCRIPT.replace(*ours), SCRIPT.replace(*theirs))
+    assert caught.value.names == (name,)
+
+
+def test_layout_gives_way_to_code() -> None:
+    ours = SCRIPT.replace("return 1\n", "return 1  # one\n")
+    assert "return 7" in merge(SCRIPT, ours, SCRIPT.replace("return 1", "return 7"))
+
+
+def test_a_merge_always_parses() -> None:
+    merged = merge("a = 1; b = 2\nc = 3", "a = 1; b = 2\nc = 4", "a = 1; b = 2\nc = 3\nd = 5")
+    assert ast.dump(ast.parse(merged)) == ast.dump(ast.parse("a = 1; b = 2\nc = 4\nd = 5"))
+
+
+def test_trees_join_file_by_file() -> None:
+    base = {"a.py": "A = 1\nB = 2\n", "n.md": "x"}
+    merged = merge_files(base, {**base, "a.py": "A = 9\nB = 2\n"}, {**base, "a.py": "A = 1\nB = 8\n", "n.md": "y"})
+    assert merged == {"a.py": "A = 9\nB = 8\n", "n.md": "y"}
+    with pytest.raises(MergeConflict) as caught:
+        merge_files(base, {"a.py": "A = 3\nB = 2\n", "n.md": "y"}, {"a.py": "A = 4\nB = 2\n", "n.md": "z"})
+    assert caught.value.names == ("a.py:A", "n.md")
+
+
+# --- telling what an edit does ---------------------------------------------------------------------------
+
+
+def test_an_edit_is_described_as_a_diff_of_limited_length() -> None:
+    before, after = {"a.py": "A = 1\n-x\n"}, {"a.py": "A = 2\n-x\nB = 3\n"}
+    assert "-A = 1\n+A = 2\n" in describe_edit(before, after)
+    assert lines_changed(before, after) == (2, 1)
+    assert len(describe_edit({}, {"a.py": "x = 1\n" * 9_999}, limit=500)) == 500
+    assert describe_edit(before, before) == "" and lines_changed(before, before) == (0, 0)
