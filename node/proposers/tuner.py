@@ -136,12 +136,12 @@ class Tuner:
         fallback: tuple[tuple[Move, ...], Proposal] | None = None
         for moves in self._edits(space):
             proposal = self._proposal(moves, ask)
-            if proposal.idea != tip and (ask.parent, proposal.idea) not in self._proposed:
-                if proposal.hypothesis not in in_flight:
-                    return moves, proposal
+            if proposal.idea == tip or (ask.parent, proposal.idea) in self._proposed:
+                _discard(moves, self._numbers)
+            elif proposal.hypothesis not in in_flight:
+                return moves, proposal
+            else:
                 fallback = fallback or (moves, proposal)
-                continue
-            _discard(moves, self._numbers)
         if fallback:
             return fallback
         raise ProposalError(
@@ -165,7 +165,8 @@ class Tuner:
         """Other values of switches and choices: those to try now, and those that had their turn long enough ago."""
         fresh: list[tuple[tuple[int, int, int, str], Move]] = []
         old: list[tuple[float, Move]] = []
-        for move in _alternatives(space):
+        every = [move._replace(value=value) for move in space for value in move.constant.choices]
+        for move in (move for move in every if move.value != move.constant.value):
             turn = self._turns.get((move.key, move.value))
             if turn is None:
                 fresh.append((self._rank(move), move))
@@ -321,12 +322,6 @@ def _space(ask: Ask) -> list[Move]:
             "`USE_BIAS = False` at module level, in capitals; add some, or use another proposer"
         )
     return found
-
-
-def _alternatives(space: list[Move]) -> list[Move]:
-    return [
-        move._replace(value=value) for move in space for value in move.constant.choices if value != move.constant.value
-    ]
 
 
 def _search(constant: Constant, seed: int) -> _Number:
