@@ -1,0 +1,198 @@
+"""What the generated pages share: how numbers, times and other people's words are written, and the line of champions.
+
+Pure. Knows nothing of which page it serves, of files or of a forge. Words from proposers, candidates and nodes pass
+through `words`, wherever they are shown.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from math import floor, isfinite, log10
+from statistics import fmean, stdev
+from typing import NamedTuple
+
+from coordinator.quoting import inline
+from coordinator.reproduction import Noise
+from swarm.experiment import lines_changed
+from swarm.history import Experiment, History, Lines, Pair, failure_of, score_of
+from swarm.records import Platform, Promotion, Verdict
+
+SELF_REPORTED = "self-reported"
+
+
+class Step(NamedTuple):
+    """One promotion on the line from the baseline to the champion."""
+
+    promotion: Promotion
+    experiment: Experiment | None
+    verdict: Verdict | None
+    scores: tuple[float, ...]
+    """Of its confirmation runs."""
+    gain: float
+    """Over its parent, as published."""
+    total: float
+    """Published gains summed up to here."""
+    change: str
+    """Untrusted text: every idea that it brings, the claimed one first."""
+    lines: Lines
+
+
+def steps(history: History) -> tuple[Step, ...]:
+    """The line of champions, oldest first."""
+    found: list[Step] = []
+    for promotion in history.promotions:
+        verdict = history.verdict_on(promotion)
+        gain = verdict.effect if verdict else 0.0
+        found.append(
+            Step(
+                promotion=promotion,
+                experiment=history.by_idea.get(promotion.experiment),
+                verdict=verdict,
+                scores=_candidate_scores(history.pairs(verdict)) if verdict else (),
+                gain=gain,
+                total=gain + (found[-1].total if found else 0.0),
+                change="; ".join(experiment.hypothesis for experiment in history.stacked(promotion)),
+                lines=lines_changed(history.files.get(promotion.base, {}), history.files.get(promotion.candidate, {})),
+            )
+        )
+    return tuple(found)
+
+
+def _candidate_scores(pairs: Iterable[Pair]) -> tuple[float, ...]:
+    return tuple(score for pair in pairs if (score := score_of(pair.candidate)) is not None)
+
+
+def machinery_failures(history: History) -> Counter[str]:
+    """By node: attempts that the machinery failed, without those that a person or the end of the study stopped."""
+    failures = Counter(d.node for d in history.disturbed if d.failure.reason != "stopped")
+    failures.update(t.node for t in history.trials.values() if (f := failure_of(t)) and f.blame == "machinery")
+    return failures
+
+
+# --- noise -----------------------------------------------------------------------------------------------
+
+
+class NoiseTold(NamedTuple):
+    """s, the sd of a paired gain, and where the number comes from."""
+
+    sd: float
+    source: str
+
+
+def noise(history: History) -> NoiseTold | None:
+    """The newest s that a decision used, else the one that the calibration gives; None before that."""
+    verdicts = [verdict for experiment in history.experiments for verdict in experiment.verdicts]
+    if verdicts:
+        newest = max(verdicts, key=lambda verdict: verdict.at)
+        told = "calibration on the baseline, moved since by the spread within closed confirmations"
+        return NoiseTold(newest.noise, told)
+    scores = history.calibration_scores(history.home_platform)
+    if len(scores) < 2:
+        return None
+    told = f"calibration: {len(scores)} baseline trials on different seeds, times sqrt 2, which is cautious"
+    return NoiseTold(Noise.from_seed_scores(scores).sd, told)
+
+
+# --- numbers, times and words ----------------------------------------------------------------------------
+
+
+class Numbers(NamedTuple):
+    """How many decimals scores get in one study: two digits of its noise, as more would be made up."""
+
+    decimals: int
+
+    def score(self, value: float | None) -> str:
+        return "–" if value is None else f"{value:.{self.decimals}f}"
+
+    def gain(self, value: float | None) -> str:
+        return "–" if value is None else f"{value:+.{self.decimals}f}"
+
+    def interval(self, low: float | None, high: float | None) -> str:
+        return "" if low is None or high is None else f"[{self.gain(low)}, {self.gain(high)}]"
+
+    def mean(self, scores: Sequence[float]) -> str:
+        """Mean, spread and count."""
+        if not scores:
+            return "–"
+        spread = f" ± {stdev(scores):.{self.decimals}f}" if len(scores) > 1 else ""
+        return f"{fmean(scores):.{self.decimals}f}{spread} (n = {len(scores)})"
+
+
+def numbers(history: History) -> Numbers:
+    """The number format of one study."""
+    told = noise(history)
+    if told is None or not (isfinite(told.sd) and told.sd > 0):
+        return Numbers(4)
+    return Numbers(min(max(1 - floor(log10(told.sd)), 2), 6))
+
+
+def percent(gain: float, baseline: float | None) -> str:
+    """A gain as a share of the baseline's score; empty where that says nothing."""
+    return f"{100 * gain / abs(baseline):.2f} %" if baseline else ""
+
+
+def date(at: float) -> str:
+    """A moment, in UTC."""
+    return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M")
+
+
+def duration(seconds: float) -> str:
+    """A span of time that people can read."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def count(number: int, noun: str) -> str:
+    """1 node, 2 nodes."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def words(text: str, limit: int = 100) -> str:
+    """Other people's text as one inert line, safe in a table cell."""
+    shown = inline(text, limit).replace("www.", "www .")  # GitHub links a bare www. by itself
+    return shown.translate({ord("*"): "∗", ord("~"): "∼", ord(">"): "›"})
+
+
+def change(experiment: Experiment | None, limit: int = 100) -> str:
+    """What an experiment tries, in its proposer's words."""
+    return words(experiment.hypothesis if experiment else "", limit) or "(no words)"
+
+
+def code(identity: str, length: int = 8) -> str:
+    """A hash, as code."""
+    return f"`{words(identity[:length])}`" if identity else "–"
+
+
+def lines(size: Lines) -> str:
+    """+3 -1."""
+    return f"+{size.added} -{size.removed}"
+
+
+def author(history: History, experiment: Experiment | None) -> str:
+    """Who thought of it, and where. Written without an at sign, which would call somebody."""
+    if experiment is None:
+        return "–"
+    return f"{words(experiment.proposer, 40)} on {words(history.node_name(experiment.node), 40)}"
+
+
+def platforms(history: History) -> list[str]:
+    """Those that scores were measured on, in words."""
+    used = {trial.platform for trial in history.trials.values()}
+    return [_platform(where) for key, where in history.platforms.items() if key in used]
+
+
+def _platform(where: Platform) -> str:
+    return words(f"{where.device}; {where.software}; {where.budget}", 160)
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table; a column whose head begins with a minus is aligned to the right."""
+    names = [name.removeprefix("-") for name in head]
+    rules = ["---:" if name.startswith("-") else "---" for name in head]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in [names, rules, *rows])
+
+
+def direction(history: History) -> str:
+    """Which way is better."""
+    return "lower is better" if history.direction == "minimize" else "higher is better"
