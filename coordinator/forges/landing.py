@@ -20,6 +20,7 @@ AUTHOR = "swarm <swarm@localhost>"
 SHARED_REF = "refs/swarm/shared"
 """Where the study's repository keeps the last seen tip of the shared branch."""
 
+RECENT = 200  # commits; a landing is looked up again within minutes, one page is published every half minute
 Tree = Mapping[str, bytes]
 _PAGES = {".md", ".tsv", ".svg", ".png"}
 _log = getLogger(__name__)
@@ -69,6 +70,20 @@ def landing_changes(repo: Repo, request: Request, shared: str) -> dict[str, byte
     landing = {path: text for path, text in {**ours, **changes}.items() if text is not None}
     refuse_disagreement(repo, request, landing, shared)
     return changes
+
+
+def has_landed(repo: Repo, request: Request, shared: str) -> bool:
+    """Whether the shared branch holds the measured commit already.
+
+    Raises:
+        TreeMismatch: it does, but other files came with it, and nobody has put that right since.
+    """
+    if repo.ref(request.commit) is None or not repo.is_ancestor(request.commit, shared):
+        return False
+    merge = next((commit.sha for commit in repo.log(shared, RECENT) if request.commit in commit.parents[1:]), None)
+    if merge and disagreements(repo.tree(shared), repo.tree(request.commit)):
+        refuse_disagreement(repo, request, repo.tree(merge), merge)
+    return True
 
 
 def _base(repo: Repo, request: Request, shared: str) -> Tree:

@@ -21,6 +21,7 @@ from coordinator.forges.landing import (
     AUTHOR,
     SHARED_REF,
     forge_errors,
+    has_landed,
     landing_commit,
     mismatch,
     refuse_unrelated,
@@ -108,7 +109,7 @@ class LocalForge:
             page, shared = self._find(request.branch), self.head()
             if page is None:
                 raise ForgeError(f"forge {self._path} has no request of {request.branch}; open it first")
-            if not self._landed(request, shared):
+            if not has_landed(self._repo, request, shared):
                 self._refuse(page, Repo(repo), request)
                 landing = landing_commit(self._repo, request, shared, self._clock())
                 self._repo.set_ref(SHARED_BRANCH, landing, old=shared)
@@ -117,10 +118,6 @@ class LocalForge:
                 merged = replace(page, state="merged", landed=shared)
                 self._write(merged, request.body, f"Merge {page.name}")
             return shared
-
-    def _landed(self, request: Request, shared: str) -> bool:
-        known = self._repo.ref(request.commit) is not None
-        return known and self._repo.is_ancestor(request.commit, shared)
 
     def _refuse(self, page: _Page, study: Repo, request: Request) -> None:
         head = self._repo.ref(request.branch)
