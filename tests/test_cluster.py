@@ -21,7 +21,7 @@ import pytest
 from toy_agent import Toy
 
 from swarm import cluster as clusters
-from swarm.cluster import Cluster, InProcessCluster, Member, RayCluster, Silence, Started, processes
+from swarm.cluster import Cluster, InProcessCluster, LocalCluster, Member, RayCluster, Silence, Started, processes
 from swarm.errors import ClusterError, PrerequisiteError
 
 TESTS = Path(__file__).parent
@@ -38,35 +38,31 @@ def until(holds: Callable[[], Any], what: str, timeout_s: float = 30.0) -> Any:
 
 
 class Lab:
-    """A head and two nodes on this machine, mended before every test."""
+    """A head and two nodes on this machine, mended before every test. To Ray a GPU is a number."""
 
-    def __init__(self, base: Path) -> None:
-        self.token = base / "token"
-        self.study = base / "study"
-        self.homes = {"one": base / "node one", "two": base / "node-two"}
-        self.head = self._start_head(port=0)
+    def __init__(self, home: Path) -> None:
+        self.local = LocalCluster(
+            home, ["one", "node two"], gpus=["node two"], env={"PYTHONPATH": str(TESTS)}, die_with_parent=True
+        )
+        self.study, self.token = self.local.home, self.local.token_file
+        self.one, self.two = self.local.node_homes.values()
+        self.head = self.local.mend()
         self.cluster = self.connect()
 
     def connect(self) -> RayCluster:
         return RayCluster(self.head.address, home=self.study, token_file=self.token, agent="toy_agent:Toy")
 
     def mend(self) -> None:
-        port = int(self.head.address.rpartition(":")[2])
-        self.head = clusters.adopt_head(self.study) or self._start_head(port)
-        for name, home in self.homes.items():
-            clusters.adopt_node(home, self.head.address) or self.start_node(name)
-        until(lambda: sorted(m.name for m in self.cluster.nodes()) == ["one", "two"], "both nodes are members")
+        self.head = self.local.mend()
+        until(lambda: self.names() == ["node-two", "one"], "both nodes are members")
 
-    def start_node(self, name: str, token: Path | None = None) -> Started:
+    def start_node(self, home: Path, token: Path) -> Started:
         return clusters.start_node(
-            self.head.address,
-            self.homes[name],
-            token_file=token or self.token,
-            name=name,
-            gpu=name == "two",  # to Ray a GPU is a number
-            env={"PYTHONPATH": str(TESTS)},
-            die_with_parent=True,
+            self.head.address, home, token_file=token, name=home.name, gpu=True, die_with_parent=True
         )
+
+    def names(self) -> list[str]:
+        return sorted(member.name for member in self.cluster.nodes())
 
     def member(self, name: str) -> Member:
         return next(member for member in self.cluster.nodes() if member.name == name)
@@ -78,11 +74,7 @@ class Lab:
 
     def end(self) -> None:
         self.cluster.close()
-        for home in (*self.homes.values(), self.study):
-            clusters.sweep(home)
-
-    def _start_head(self, port: int) -> Started:
-        return clusters.start_head(self.study, token_file=self.token, port=port, die_with_parent=True)
+        self.local.end()
 
 
 def command_line(pid: int) -> str:
@@ -118,7 +110,7 @@ def lab(whole_lab: Lab) -> Iterator[Lab]:
 @pytest.fixture(params=["in process", pytest.param("ray", marks=pytest.mark.ray)])
 def cluster(request: pytest.FixtureRequest) -> Cluster:
     if request.param == "in process":
-        members = [Member("id-1", "one", "here"), Member("id-2", "two", "here")]
+        members = [Member("id-1", "one", "here"), Member("id-2", "node-two", "here")]
         return InProcessCluster(members, lambda member, setup: Toy(setup))
     found: Cluster = request.getfixturevalue("lab").cluster
     return found
@@ -129,11 +121,11 @@ def cluster(request: pytest.FixtureRequest) -> Cluster:
 
 def test_every_agent_answers_its_own_orders(cluster: Cluster) -> None:
     nodes = cluster.nodes()
-    assert sorted(node.name for node in nodes) == ["one", "two"]
+    assert sorted(node.name for node in nodes) == ["node-two", "one"]
     for node in nodes:
         cluster.appoint(node.id, node.name.encode())
     replies = cluster.exchange({node.id: b"x" * len(node.name) for node in nodes}, ANSWER_S)
-    assert {told(replies[node.id])["setup"] for node in nodes} == {"one", "two"}
+    assert {told(replies[node.id])["setup"] for node in nodes} == {"one", "node-two"}
 
 
 def test_megabytes_pass_in_both_directions(cluster: Cluster) -> None:
@@ -193,7 +185,7 @@ def test_agents_find_their_home_and_name(lab: Lab) -> None:
     node = lab.member("one")
     lab.cluster.appoint(node.id, b"")
     told_env = {name: ask(lab.cluster, node, b"env " + name.encode())["env"] for name in ENVIRONMENT}
-    home = str(lab.homes["one"])
+    home = str(lab.one)
     assert told_env == {"SWARM_HOME": home, "SWARM_NODE_HOME": home, "SWARM_NODE_NAME": "one"}
 
 
@@ -211,7 +203,7 @@ def test_an_agent_that_can_not_start_is_dead_and_says_why(lab: Lab) -> None:
 
 @pytest.mark.ray
 def test_a_slow_agent_is_silent_and_not_asked_twice(lab: Lab) -> None:
-    slow, quick = lab.member("one"), lab.member("two")
+    slow, quick = lab.member("one"), lab.member("node-two")
     for node in (slow, quick):
         lab.cluster.appoint(node.id, b"")
         ask(lab.cluster, node)
@@ -276,7 +268,7 @@ def test_agents_outlive_a_killed_coordinator_and_its_bridge_does_not(lab: Lab) -
         before = json.loads(coordinator.stdout.readline())
         bridge = lab.find(lab.study, "swarm.cluster.bridge")
         coordinator.kill()
-    until(lambda: processes.created(bridge) == -1, "the bridge follows its parent", 5)
+    until(lambda: bridge not in processes.marked(lab.study), "the bridge follows its parent", 5)
     node = lab.member("one")
     lab.cluster.appoint(node.id, b"mine")
     after = ask(lab.cluster, node)
@@ -284,15 +276,22 @@ def test_agents_outlive_a_killed_coordinator_and_its_bridge_does_not(lab: Lab) -
 
 
 @pytest.mark.ray
-def test_a_killed_raylet_is_no_member_and_the_node_can_come_back(lab: Lab) -> None:
+def test_a_killed_raylet_is_no_member_and_its_agent_dead(lab: Lab) -> None:
     node = lab.member("one")
     lab.cluster.appoint(node.id, b"")
     ask(lab.cluster, node)
-    os.kill(lab.find(lab.homes["one"], "raylet/raylet"), signal.SIGKILL)
-    until(lambda: [member.name for member in lab.cluster.nodes()] == ["two"], "the member is gone", 15)
+    os.kill(lab.find(lab.one, "raylet/raylet"), signal.SIGKILL)
+    until(lambda: lab.names() == ["node-two"], "the member is gone", 15)
     until(lambda: is_dead(lab.cluster, node), "its agent is dead")
-    assert until(lambda: clusters.adopt_node(lab.homes["one"], lab.head.address) is None, "nothing is left to adopt")
-    lab.start_node("one")
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("pattern", ["raylet/raylet", "ray.scripts.scripts", "ray::RuntimeEnvAgent"])
+def test_a_node_that_lost_any_process_is_mended(lab: Lab, pattern: str) -> None:
+    node = lab.member("one")
+    os.kill(lab.find(lab.one, pattern), signal.SIGKILL)
+    until(lambda: clusters.adopt_node(lab.one, lab.head.address) is None, "it counts as broken")
+    lab.mend()
     again = lab.member("one")
     assert again.id != node.id
     lab.cluster.appoint(again.id, b"")
@@ -317,25 +316,28 @@ def test_without_a_head_calls_fail_at_once_and_the_same_port_serves_again(lab: L
 
 @pytest.mark.ray
 def test_a_wrong_token_is_refused_in_a_sentence(lab: Lab, tmp_path: Path) -> None:
-    clusters.sweep(lab.homes["two"])
+    clusters.sweep(lab.two)
     wrong = clusters.ensure_token(tmp_path / "wrong")
     assert wrong.stat().st_mode & 0o777 == 0o600
     with pytest.raises(PrerequisiteError, match=r"refuses this machine's token\. Copy the token file"):
-        lab.start_node("two", token=wrong)
-    assert not processes.marked(lab.homes["two"])
+        lab.start_node(lab.two, wrong)
+    assert not processes.marked(lab.two)
+    with pytest.raises(PrerequisiteError, match="refuses this machine's token"):
+        RayCluster(lab.head.address, home=tmp_path, token_file=wrong).nodes()
+    assert not processes.marked(tmp_path)
 
 
 @pytest.mark.ray
 def test_join_loop_joins_again_until_it_is_stopped(lab: Lab) -> None:
-    home, stop = lab.homes["two"], threading.Event()
+    home, stop = lab.two, threading.Event()
     clusters.sweep(home)
     loop = threading.Thread(
-        target=clusters.join_loop, args=(lambda: lab.start_node("two"), home), kwargs={"stop": stop}
+        target=clusters.join_loop, args=(lambda: lab.start_node(home, lab.token), home), kwargs={"stop": stop}
     )
     loop.start()
     try:
         first = until(lambda: clusters.adopt_node(home, lab.head.address), "the node has joined")
-        os.kill(first.pid, signal.SIGKILL)
+        os.kill(first.process.pid, signal.SIGKILL)
         until(lambda: (clusters.adopt_node(home, lab.head.address) or first) != first, "it has joined again")
     finally:
         stop.set()
@@ -347,15 +349,15 @@ def test_join_loop_joins_again_until_it_is_stopped(lab: Lab) -> None:
 def test_sweep_ends_everything_with_the_mark_and_nothing_else(lab: Lab) -> None:
     node = lab.member("one")
     lab.cluster.appoint(node.id, b"")
-    agent, other = ask(lab.cluster, node)["pid"], lab.find(lab.homes["two"], "raylet/raylet")
-    temp_dir = next(iter(processes.remembered(lab.homes["one"]))).temp_dir
+    agent, other = ask(lab.cluster, node)["pid"], lab.find(lab.two, "raylet/raylet")
+    temp_dir = next(iter(processes.remembered(lab.one))).temp_dir
     began_at = time.monotonic()
-    ended = clusters.sweep(lab.homes["one"])
+    ended = clusters.sweep(lab.one)
     assert time.monotonic() - began_at < 5
     assert agent in ended and len(ended) >= 5  # start, raylet, Ray's two helpers, agent
-    assert not processes.marked(lab.homes["one"])
+    assert not processes.marked(lab.one)
     assert not Path(temp_dir).exists()
-    assert processes.created(other) != -1
+    assert lab.find(lab.two, "raylet/raylet") == other
 
 
 # --- processes and ports, without Ray --------------------------------------------------------------------
@@ -371,9 +373,10 @@ def sleeper(tmp_path: Path) -> Started:
         + "print('up', flush=True); time.sleep(100)"
     )
     environment = {"SWARM_HOME": str(tmp_path), "PATH": os.environ["PATH"]}
-    pid = processes.launch([sys.executable, "-c", code], environment, tmp_path / "log")
+    process = processes.launch([sys.executable, "-c", code], environment, tmp_path / "log")
     until(lambda: (tmp_path / "log").read_text(), "it runs")
-    started = Started("node", "n", pid, processes.created(pid), str(tmp_path), "nowhere:1", str(tmp_path / "temp"))
+    vital = processes.children(process)
+    started = Started("node", "n", process, str(tmp_path), "nowhere:1", str(tmp_path / "temp"), vital)
     processes.remember(started)
     return started
 
@@ -390,9 +393,8 @@ def test_sweep_ends_the_stubborn_and_their_unmarked_children(sleeper: Started, t
 def test_a_pid_that_was_used_again_is_not_adopted(sleeper: Started, tmp_path: Path) -> None:
     assert clusters.adopt_node(tmp_path, "nowhere:1") == sleeper
     assert clusters.adopt_node(tmp_path, "elsewhere:1") is None
-    entries = json.loads((tmp_path / "run" / "processes.json").read_text())
-    entries[0]["created"] -= 1
-    (tmp_path / "run" / "processes.json").write_text(json.dumps(entries))
+    registry = tmp_path / "run" / "processes.json"
+    registry.write_text(registry.read_text().replace(str(sleeper.process.created), str(sleeper.process.created - 1)))
     assert clusters.adopt_node(tmp_path, "nowhere:1") is None
     clusters.sweep(tmp_path)
 

@@ -8,11 +8,13 @@ It moves bytes and starts and ends processes; it knows nothing of trials, facts 
 * `host`       the actor on every node that holds the agent
 * `inprocess`  `InProcessCluster`, the same port without Ray, for scenario tests and for debugging
 * `starting`   `ray start` for a head or a node, and adopting one that still runs; `joining` keeps a node joined
+* `local`      a head and nodes on this machine, mended whenever something of them was killed
 * `processes`  which processes are ours, and how all of them are ended
 """
 
 from swarm.cluster.inprocess import InProcessCluster
 from swarm.cluster.joining import join_loop
+from swarm.cluster.local import LocalCluster
 from swarm.cluster.port import AgentLike, Cluster, Member, Silence
 from swarm.cluster.processes import HOME_MARK, Started, sweep
 from swarm.cluster.proxy import RayCluster
@@ -36,6 +38,7 @@ __all__ = [
     "AgentLike",
     "Cluster",
     "InProcessCluster",
+    "LocalCluster",
     "Member",
     "RayCluster",
     "Silence",

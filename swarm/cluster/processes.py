@@ -8,15 +8,17 @@ Not covered: a process that drops the mark from its environment *and* outlives i
 life of theirs), and processes of other users, whose environment can not be read.
 """
 
-import json
 import os
 import shutil
 import signal
 import subprocess
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, NamedTuple
+
+from pydantic import TypeAdapter, ValidationError
 
 #: Set by the swarm only. Nobody may export it in a shell: all that runs below would be ended with the swarm.
 HOME_MARK = "SWARM_HOME"
@@ -24,33 +26,50 @@ HOME_MARK = "SWARM_HOME"
 _TERM_S = 2.0  # between SIGTERM and SIGKILL
 _SWEEP_S = 5.0
 
-# Children of this process, kept so that they are reaped when they end and stay alive() = False.
+# Children of this process, kept so that they are reaped when they end; Popen complains when dropped alive.
 _children: dict[int, subprocess.Popen[bytes]] = {}
+
+
+class Process(NamedTuple):
+    """One process for ever: a pid is used again, together with its start it is not."""
+
+    pid: int
+    created: int  # clock ticks from boot to its start
+
+    def runs(self) -> bool:
+        """Whether it lives. A zombie does not."""
+        return _created(self.pid) == self.created
 
 
 @dataclass(frozen=True)
 class Started:
-    """One `ray start --block`: everything else of that head or node runs below it, and ends with it."""
+    """One `ray start --block` and what it started: everything of that head or node runs in its session."""
 
-    role: str  # "head" or "node"
+    role: Literal["head", "node"]
     name: str
-    pid: int
-    created: int  # clock ticks from boot to its start; with the pid it names the process for ever
+    process: Process
     home: str
     address: str  # of the head
     temp_dir: str
+    vital: tuple[Process, ...] = ()  # its children, known once it is ready: the raylet, of a head also the GCS
 
     def alive(self) -> bool:
-        """Whether that very process runs. A zombie does not."""
-        if child := _children.get(self.pid):
-            child.poll()
-        return _created(self.pid) == self.created and _carries(self.pid, self.home)
+        """Whether it became ready and all of it still runs.
+
+        `ray start` alone is no proof: it stays when its raylet ends in good order, as one does that lost a helper.
+        """
+        _reap()
+        everything = (self.process, *self.vital)
+        return bool(self.vital) and all(one.runs() for one in everything) and _carries(self.process.pid, self.home)
+
+
+_REGISTRY = TypeAdapter(list[Started])
 
 
 def launch(
     command: list[str], environment: dict[str, str], log_file: Path, preexec: Callable[[], None] | None = None
-) -> int:
-    """Start a process in its own session, its output appended to the log. Returns the pid."""
+) -> Process:
+    """Start a process in its own session, its output appended to the log."""
     log_file.parent.mkdir(parents=True, exist_ok=True)
     with log_file.open("ab") as output:
         child = subprocess.Popen(
@@ -63,25 +82,25 @@ def launch(
             preexec_fn=preexec,
         )
     _children[child.pid] = child
-    return child.pid
+    return Process(child.pid, _created(child.pid) or 0)
 
 
-def created(pid: int) -> int:
-    """When the process started, in clock ticks since boot; -1 when there is none."""
-    found = _created(pid)
-    return -1 if found is None else found
+def children(of: Process) -> tuple[Process, ...]:
+    """The processes that it started itself, and that live."""
+    return tuple(Process(pid, created) for pid, (parent, created) in _table().items() if parent == of.pid)
 
 
 def remember(started: Started) -> None:
-    """Write it into the registry of its home."""
-    _write(Path(started.home), [*remembered(Path(started.home)), started])
+    """Write it into the registry of its home, in place of what was known about it."""
+    home = Path(started.home)
+    _write(home, [*(other for other in remembered(home) if other.process != started.process), started])
 
 
 def remembered(home: Path) -> list[Started]:
-    """What the registry of this home holds; empty when it is missing or cut short by a crash."""
+    """What the registry of this home holds; empty when it is missing or damaged."""
     try:
-        return [Started(**entry) for entry in json.loads(_registry(home).read_text())]
-    except (FileNotFoundError, ValueError, TypeError):
+        return _REGISTRY.validate_json(_registry(home).read_bytes())
+    except (FileNotFoundError, ValidationError):
         return []
 
 
@@ -112,9 +131,9 @@ def sweep(home: Path) -> list[int]:
 def end(started: Started) -> list[int]:
     """End one head or node, with all that runs in its session, and remove its temp dir."""
     home = Path(started.home)
-    ended = _end(lambda: {pid for pid in marked(home) if _session(pid) == started.pid})
+    ended = _end(lambda: {pid for pid in marked(home) if _session(pid) == started.process.pid})
     shutil.rmtree(started.temp_dir, ignore_errors=True)
-    _write(home, [other for other in remembered(home) if other != started])
+    _write(home, [other for other in remembered(home) if other.process != started.process])
     return ended
 
 
@@ -134,8 +153,8 @@ def _write(home: Path, entries: list[Started]) -> None:
     target = _registry(home)
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_suffix(f".{os.getpid()}")
-    with partial.open("w") as file:
-        json.dump([asdict(entry) for entry in entries], file, indent=1)
+    with partial.open("wb") as file:
+        file.write(_REGISTRY.dump_json(entries, indent=1))
         file.flush()
         os.fsync(file.fileno())
     partial.replace(target)

@@ -1,7 +1,7 @@
 """The coordinator's side of the cluster: keeps a bridge process running and asks it. Imports no ray.
 
 A bridge may die at any moment (killed, or ended by Ray because the head stayed away); the next call starts another.
-Not covered: a head that accepts connections and then says nothing; a call to it takes its whole deadline.
+Not covered: a head that is frozen, so that its machine still accepts connections; a call to it takes 10 s to fail.
 """
 
 import logging
@@ -10,7 +10,7 @@ import selectors
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from hashlib import sha256
 from pathlib import Path
 
@@ -25,8 +25,9 @@ from swarm.errors import ClusterError
 log = logging.getLogger(__name__)
 
 _START_S = 60.0  # import and connect take 1 s on an idle machine; 30 s with an unreachable name server
-_CALL_S = 20.0  # calls that ask the head, not an agent, take milliseconds
-_GRACE_S = 10.0  # on top of the time an exchange was given
+_CALL_S = 10.0  # calls that ask the head, not an agent, take milliseconds
+_GRACE_S = 5.0  # on top of the time an exchange was given
+_LOOK_S = 1.0  # while waiting, look this often whether the head is still there
 
 
 class RayCluster:
@@ -93,17 +94,26 @@ class RayCluster:
         """Ask the bridge; a bridge that dies over it is replaced once."""
         for _ in range(2):
             self._require_head()
-            self._bridge = self._bridge or self._start()
             try:
-                answer = self._bridge.ask(call, timeout_s)
+                answer = self._ask(call, timeout_s)
+            except TimeoutError as error:
+                raise ClusterError(f"Ray gave no answer within {timeout_s:g} s") from error
             except _BridgeLostError as error:
                 log.warning("bridge lost: %s\n%s", error, last_lines(self._log_file, 5))
-                self.close()
                 continue
             if isinstance(answer, frames.Failed):
                 raise ClusterError(answer.message)
             return answer
         raise ClusterError(f"the bridge to Ray died twice over one call\n{last_lines(self._log_file)}")
+
+    def _ask(self, call: frames.Call, timeout_s: float) -> frames.Answer:
+        """Whatever interrupts it ends the bridge: a late answer would be taken for the one to the next call."""
+        try:
+            bridge = self._bridge or self._start()
+            return bridge.ask(call, timeout_s, self._require_head)
+        except BaseException:
+            self.close()
+            raise
 
     def _require_head(self) -> None:
         """Ray itself would wait for minutes; a new head is a new cluster, which an old bridge can not join."""
@@ -118,14 +128,16 @@ class RayCluster:
         environment = ray_environment(self._home, self._token_file, self._timing)
         self._log_file.parent.mkdir(parents=True, exist_ok=True)
         self._log_file.unlink(missing_ok=True)
-        bridge = _BridgeProcess(command, environment, self._log_file)
+        self._bridge = _BridgeProcess(command, environment, self._log_file)
         try:
-            bridge.wait_until_connected(_START_S)
-        except _BridgeLostError as error:
-            bridge.end()
-            refuse_known_mistakes(self._address, self._log_file.read_text(errors="replace"))
+            self._bridge.wait_until_connected(_START_S, self._look_at_start)
+        except (_BridgeLostError, TimeoutError) as error:
             raise ClusterError(f"the bridge to Ray does not start: {error}\n{last_lines(self._log_file)}") from error
-        return bridge
+        return self._bridge
+
+    def _look_at_start(self) -> None:
+        self._require_head()
+        refuse_known_mistakes(self._address, self._log_file.read_text(errors="replace"))
 
     @property
     def _log_file(self) -> Path:
@@ -133,7 +145,7 @@ class RayCluster:
 
 
 class _BridgeLostError(Exception):
-    """The bridge ended, or hangs, or talks nonsense."""
+    """The bridge ended, or talks nonsense."""
 
 
 class _BridgeProcess:
@@ -155,17 +167,24 @@ class _BridgeProcess:
         self._stdout = self._process.stdout
         self._buffer = bytearray()
 
-    def wait_until_connected(self, timeout_s: float) -> None:
-        self._receive(timeout_s)
+    def wait_until_connected(self, timeout_s: float, look: Callable[[], None]) -> None:
+        """The bridge says so in its first frame. Raises as `ask` does."""
+        self._receive(timeout_s, look)
 
-    def ask(self, call: frames.Call, timeout_s: float) -> frames.Answer:
+    def ask(self, call: frames.Call, timeout_s: float, look: Callable[[], None]) -> frames.Answer:
+        """One call, one answer. `look` is called every second meanwhile and ends the wait by raising.
+
+        Raises:
+            _BridgeLostError: the bridge ended.
+            TimeoutError: it did not answer in time; it has to be ended, or its late answer would be taken for the next.
+        """
         data = memoryview(frames.frame(call))
         try:
             while data:
                 data = data[os.write(self._stdin.fileno(), data) :]
         except OSError as error:
             raise _BridgeLostError(f"it ended ({error.strerror})") from error
-        return self._receive(timeout_s)
+        return self._receive(timeout_s, look)
 
     def end(self) -> None:
         self._process.kill()  # it holds nothing
@@ -173,18 +192,24 @@ class _BridgeProcess:
         self._stdin.close()
         self._stdout.close()
 
-    def _receive(self, timeout_s: float) -> frames.Answer:
+    def _receive(self, timeout_s: float, look: Callable[[], None]) -> frames.Answer:
         deadline = time.monotonic() + timeout_s
         with selectors.DefaultSelector() as selector:
             selector.register(self._stdout, selectors.EVENT_READ)
             while (answer := self._take()) is None:
-                if not selector.select(max(0.0, deadline - time.monotonic())):
-                    raise _BridgeLostError(f"it gave no answer within {timeout_s:g} s")
-                chunk = os.read(self._stdout.fileno(), 1 << 20)
-                if not chunk:
-                    raise _BridgeLostError("it ended")
-                self._buffer += chunk
+                if time.monotonic() > deadline:
+                    raise TimeoutError
+                if selector.select(_LOOK_S):
+                    self._read()
+                else:
+                    look()
         return answer
+
+    def _read(self) -> None:
+        chunk = os.read(self._stdout.fileno(), 1 << 20)
+        if not chunk:
+            raise _BridgeLostError("it ended")
+        self._buffer += chunk
 
     def _take(self) -> frames.Answer | None:
         try:

@@ -16,8 +16,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from swarm.cluster import processes
 from swarm.cluster.ports import answers, free_ports, is_free
@@ -169,10 +170,16 @@ def adopt_head(home: Path) -> Started | None:
     return next((head for head in heads if head.alive() and answers(head.address)), None)
 
 
-def adopt_node(home: Path, address: str) -> Started | None:
-    """The node that an earlier process started in this home, if it still runs and belongs to that head."""
-    nodes = [started for started in processes.remembered(home) if started.role == "node"]
-    return next((node for node in nodes if node.alive() and node.address == address), None)
+def adopt_node(home: Path, address: str, *, head: Started | None = None) -> Started | None:
+    """The node that an earlier process started in this home, if it still runs and belongs to the head at this address.
+
+    A head that came back on its old port does not know the nodes of the old one; they end themselves within a second
+    or so. Pass the head, when it runs on this machine, and such a node is not adopted.
+    """
+    nodes = [started for started in processes.remembered(home) if started.role == "node" and started.address == address]
+    return next(
+        (node for node in nodes if node.alive() and (head is None or node.process.created > head.process.created)), None
+    )
 
 
 def ray_environment(home: Path, token_file: Path, timing: Timing) -> dict[str, str]:
@@ -200,7 +207,7 @@ def ray_environment(home: Path, token_file: Path, timing: Timing) -> dict[str, s
 
 
 def _start(
-    role: str,
+    role: Literal["head", "node"],
     name: str,
     home: Path,
     address: str,
@@ -213,14 +220,16 @@ def _start(
     log_file = home / "run" / f"{role}.log"
     log_file.unlink(missing_ok=True)
     command = [sys.executable, "-P", "-m", "ray.scripts.scripts", "start", "--block", *options, *_common(temp_dir)]
-    pid = processes.launch(command, environment, log_file, _die_with_parent() if die_with_parent else None)
-    started = Started(role, name, pid, processes.created(pid), str(home.absolute()), address, str(temp_dir))
-    processes.remember(started)
+    process = processes.launch(command, environment, log_file, _die_with_parent() if die_with_parent else None)
+    started = Started(role, name, process, str(home.absolute()), address, str(temp_dir))
+    processes.remember(started)  # already: a crash from here on leaves nothing that can not be found
     try:
         _wait_until_ready(started, log_file)
     except BaseException:
         processes.end(started)
         raise
+    started = replace(started, vital=processes.children(process))
+    processes.remember(started)
     return started
 
 
@@ -256,7 +265,7 @@ def _wait_until_ready(started: Started, log_file: Path) -> None:
     while not ready.exists():
         output = log_file.read_text(errors="replace")
         refuse_known_mistakes(started.address, output)
-        if not started.alive():
+        if not started.process.runs():
             raise ClusterError(f"Ray did not start as {started.role} of {started.address}\n{last_lines(log_file)}")
         if time.monotonic() > deadline:
             raise ClusterError(f"Ray took more than {_START_S:g} s to start\n{last_lines(log_file)}")
