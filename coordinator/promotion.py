@@ -118,13 +118,17 @@ class Record:
 
 def branch_name(study: str, number: int) -> str:
     """The branch of a promotion: the same for the same promotion, always a name that git takes."""
-    slug = re.sub(r"[^A-Za-z0-9_-]+", "-", study).strip("-") or "study"
+    slug = _slug(study)
     return f"swarm/{slug}-study/promotion-{number}" if slug in _RESERVED_STUDIES else f"swarm/{slug}/promotion-{number}"
 
 
-def record_path(number: int) -> str:
-    """Where a promotion's record stands in the tree."""
-    return f"records/{number}/record.json"
+def record_path(study: str, number: int) -> str:
+    """Where a promotion's record stands in the tree; studies that share a forge do not meet there."""
+    return f"records/{_slug(study)}/{number:04d}/record.json"
+
+
+def _slug(study: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", study).strip("-") or "study"
 
 
 # --- the request -----------------------------------------------------------------------------------------

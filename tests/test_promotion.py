@@ -224,4 +224,4 @@ def test_names_are_the_same_for_the_same_promotion() -> None:
     assert branch_name("laptop-1", 2) == "swarm/laptop-1/promotion-2"
     assert branch_name("my study: {x}..", 2) == "swarm/my-study-x/promotion-2"
     assert branch_name("best", 1) == "swarm/best-study/promotion-1"  # a branch named swarm/best exists already
-    assert record_path(7) == "records/7/record.json"
+    assert record_path("laptop-1", 7) == "records/laptop-1/0007/record.json"
