@@ -70,7 +70,10 @@ def write_stream(path: Path, tokens_file: Path, seed: int, count: int) -> None:
     Raises:
         OSError: no tokens there, or no room here.
     """
-    tokens = np.memmap(tokens_file, dtype="<u2", mode="r")
+    try:
+        tokens = np.memmap(tokens_file, dtype="<u2", mode="r")
+    except ValueError as error:  # an empty file cannot be mapped
+        raise OSError(f"{tokens_file} is damaged: {error}; prepare the data again") from error
     random = np.random.Generator(np.random.PCG64(seed))
     starts = random.integers(0, max(1, len(tokens) - PIECE), size=-(-count // PIECE))
     stream = np.concatenate([tokens[start : start + PIECE] for start in starts])[:count]

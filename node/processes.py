@@ -10,6 +10,7 @@ of daemons are then not found.
 import os
 import signal
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -17,7 +18,7 @@ from typing import NamedTuple
 import psutil
 
 MARK = "SWARM_TRIAL"  # the environment variable; its value is unique to one tree
-REFRESH_S = 0.25  # a look at the whole process table at most this often ...
+REFRESH_S = 0.5  # a look at the whole process table (2 ms among 100 processes) at most this often ...
 REFRESH_SHARE = 0.02  # ... and never for more than this share of the time: a busy desktop has 400 processes
 KILL_ROUNDS_S = 0.9  # a tree that forks faster than we kill is given up after this
 
@@ -33,17 +34,20 @@ class Tree:
     """A running tree: its members, looked up now and then, and what they use, whenever asked."""
 
     def __init__(self, pid: int, mark: str) -> None:
-        """Follow the tree that began with `pid`."""
+        """Follow the tree that began with `pid`, a child of ours that nobody collected yet."""
         self.pid = pid
         self.mark = mark
-        self._members = [psutil.Process(pid)]
+        self._members = _family(pid)
+        if not self._members:
+            raise ProcessLookupError(f"process {pid} was collected by somebody else")
         self._strays: dict[int, float] = {}  # CPU of those without a parent in the tree: nobody collects theirs
         self._refresh_at = time.monotonic() + REFRESH_S / 2
         self._cpu_s = 0.0
 
     def usage(self) -> Usage:
         """CPU and memory of all members. CPU time of children that ended is in their parents'."""
-        if time.monotonic() >= self._refresh_at:
+        # Not after the end: orphans of the first process would be taken for strays, and counted twice.
+        if time.monotonic() >= self._refresh_at and not has_ended(self.pid):
             self._refresh()
         family_s, memory = 0.0, 0
         for process in self._members:
@@ -72,24 +76,26 @@ class Tree:
 
 
 def kill_tree(pid: int, mark: str) -> None:
-    """SIGKILL the whole tree, again and again until nobody is left who could fork. `pid` is not collected."""
-    deadline = time.monotonic() + KILL_ROUNDS_S
-    while True:
-        _kill_group(pid)
-        alive = [process for process in {*_family(pid), *_marked(mark)} if _runs(process)]
-        for process in alive:
-            with suppress(psutil.Error):
-                process.kill()
-        if not alive or time.monotonic() > deadline:
-            return
-        time.sleep(0.002)  # the kernel needs a moment to end them
+    """End the tree that began with our child `pid`, which is not collected yet."""
+    _kill_group(pid)
+    _kill_all(lambda: {*_family(pid), *_marked(mark)})
 
 
 def kill_marked(mark: str) -> None:
-    """End what an earlier, killed owner left running."""
-    for process in _marked(mark):
-        with suppress(psutil.Error):
-            process.kill()
+    """End what is left of a tree whose first process is gone."""
+    _kill_all(lambda: set(_marked(mark)))
+
+
+def _kill_all(find: Callable[[], set[psutil.Process]]) -> None:
+    """SIGKILL whom `find` finds, again and again until nobody is left who could fork."""
+    deadline = time.monotonic() + KILL_ROUNDS_S
+    while alive := [process for process in find() if _runs(process)]:
+        for process in alive:
+            with suppress(psutil.Error):
+                process.kill()
+        if time.monotonic() > deadline:
+            return
+        time.sleep(0.002)  # the kernel needs a moment to end them
 
 
 def has_ended(pid: int) -> bool:
@@ -102,13 +108,6 @@ def has_ended(pid: int) -> bool:
         return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
     except ChildProcessError:
         return True  # somebody collected it
-
-
-def start_time(pid: int) -> float | None:
-    """When this process started; None when there is none. With the pid it names one process for good."""
-    with suppress(psutil.Error):
-        return float(psutil.Process(pid).create_time())
-    return None
 
 
 def _family(pid: int) -> list[psutil.Process]:

@@ -24,6 +24,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from node.processes import has_ended
 from node.watch import NOT_A_NUMBER, TrialFailed, Watch, check_exit
 
 QUESTION, ANSWER = 0x53574D51, 0x53574D41
@@ -64,7 +65,10 @@ def read_questions(folder: Path, split: Split, window: int, tokens: int) -> Ques
         OSError: the prepared data is missing, damaged, or has fewer tokens than one row.
     """
     stream = np.fromfile(folder / split / "tokens.bin", dtype="<u2", count=tokens + 1)
-    token_bytes = np.load(folder / "token_bytes.npy", allow_pickle=False).astype(np.int64)
+    try:
+        token_bytes = np.load(folder / "token_bytes.npy", allow_pickle=False).astype(np.int64)
+    except ValueError as error:
+        raise OSError(f"{folder / 'token_bytes.npy'} is damaged; prepare the data again") from error
     rows = (len(stream) - 1) // window
     if rows < 1 or stream.max() >= len(token_bytes):
         raise OSError(f"{folder}: the {split} split is damaged or too small; remove the folder and prepare it again")
@@ -158,6 +162,8 @@ def _receive(watch: Watch, into: memoryview) -> None:
             if not count:
                 _ended_early(watch)
             into = into[count:]
+        elif has_ended(watch.process.pid):
+            _ended_early(watch)  # somebody else holds its pipe open
 
 
 def _ended_early(watch: Watch) -> None:
@@ -195,15 +201,17 @@ def _hash_file(path: bytes, room: int) -> tuple[int, bytes]:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError as error:
         raise TrialFailed("candidate", "rule", f"artifact {name!r} is not a readable file: {error.strerror}") from error
-    with os.fdopen(descriptor, "rb") as file:
+    try:
         facts = os.fstat(descriptor)
         if not stat.S_ISREG(facts.st_mode) or facts.st_nlink != 1:
             raise TrialFailed("candidate", "rule", f"artifact {name!r} is not an ordinary file of its own")
         if facts.st_size > room:
             raise TrialFailed("candidate", "rule", f"left more than the {ARTIFACT_BYTES // 2**20} MB that are taken")
         digest = sha256()
-        while chunk := file.read(2**20):
+        while chunk := os.read(descriptor, 2**20):
             digest.update(chunk)
+    finally:
+        os.close(descriptor)
     return facts.st_size, digest.digest()
 
 

@@ -54,7 +54,7 @@ class TrialRun:
     outcome: Outcome
     started_at: float
     ended_at: float
-    log: str  # the last 4 kB of what training printed, then of scoring if that failed
+    log: str  # the last 4 kB of what training printed, then of what scoring did
 
 
 def run_trial(
@@ -115,7 +115,8 @@ class _Trial:
         task, spec, data = self.workshop.task, self.spec, self.workshop.data
         try:
             editable_only(spec.files, task)
-        except TaskError as error:
+            own = {path: text.encode() for path, text in spec.files.items()}
+        except (TaskError, UnicodeEncodeError) as error:
             raise TrialFailed("candidate", "rule", str(error)) from error
         if task.has_data and data is None:
             raise OSError(f"the Task {task.name} needs prepared data; this node has none")
@@ -124,10 +125,9 @@ class _Trial:
         frozen = read_frozen(self.workshop.folder, task)
         # A script that reads its neighbours by relative paths finds them: its folder is its working directory.
         others = bundle(self.workshop.folder) if task.score == "printed" else {}
-        own = {path: text.encode() for path, text in spec.files.items()}
         code = self._code(home)
         unbundle({**others, **frozen, **own}, code)
-        if data is not None:
+        if data is not None and task.tokens:
             write_stream(home / "budget.bin", data.folder / "train" / "tokens.bin", spec.seed, task.tokens)
         for path in (*frozen, *own):
             (code / path).chmod(0o444)
@@ -139,11 +139,13 @@ class _Trial:
         code, out, budget = self._code(home), home / "box" / "out", home / "budget.bin"
         values: dict[str, object] = {"out": out, "seed": self.spec.seed}
         readable: tuple[Path, ...] = (code,)
-        if self.workshop.data is not None:
-            shards = self.workshop.data.folder / "train"
-            values |= {"data": shards, "budget": budget}
-            readable = (code, shards, budget)
-        argv = command(self.workshop.task.commands.train, code, values)
+        task, data = self.workshop.task, self.workshop.data
+        if data is not None:
+            # Only where we score is there something to hide; a printed score's data has a layout of its own.
+            shown = data.folder / "train" if task.score == "answers" else data.folder
+            values |= {"data": shown, "budget": budget}
+            readable = (code, shown, budget) if task.tokens else (code, shown)
+        argv = command(task.commands.train, code, values)
         box = self._box(argv, readable, home / "box", home)
         self.started_at = self.workshop.now()
         with self._running(box, "train", home) as watch:
@@ -219,9 +221,8 @@ class _Trial:
 
     def _remember(self, watch: Watch, phase: Phase) -> None:
         if phase == "train":
-            self.log, self.cpu_s = watch.log.tail, watch.cpu_s
-        else:
-            self.log = "\n".join(filter(None, (self.log.rstrip("\n"), watch.log.tail)))
+            self.cpu_s = watch.cpu_s
+        self.log += watch.log.tail
 
 
 # --- scratch ---------------------------------------------------------------------------------------------

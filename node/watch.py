@@ -150,6 +150,8 @@ class Watch:
         finally:
             if port is not None:
                 self._selector.unregister(port)
+        if self._pidfd is not None and self._pidfd in ready:
+            self._selector.unregister(self._pidfd)  # seen: it would be ready for ever
         if self._log_fd in ready:
             self._read_log()
         return port in ready
@@ -233,7 +235,7 @@ def running(
                 with suppress(TrialFailed):  # what came after the limit does not change why it failed
                     watch.drain()
     finally:
-        sandbox.kill(process)
+        sandbox.kill(process)  # a second time, unless the watch could not even begin
         for pipe in (process.stdin, process.stdout, process.stderr):
             if pipe is not None:
                 pipe.close()

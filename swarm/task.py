@@ -367,17 +367,9 @@ def init_task(
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", folder.resolve().name).strip("-._") or "task"
     frozen = {"prepare.py": (folder / "prepare.py").read_bytes()} if (folder / "prepare.py").is_file() else {}
     hashes = "\n".join(f"{json.dumps(file)} = {json.dumps(sha256(data).hexdigest())}" for file, data in frozen.items())
-    path.write_text(
-        _TEMPLATE.format(
-            name=name,
-            hashes=hashes or "# (none yet)",
-            metric=json.dumps(metric),
-            pattern=PRINTED_PATTERN.format(name=re.escape(metric)),
-            direction=direction,
-            seconds=seconds,
-        ),
-        "utf-8",
-    )
+    pattern = PRINTED_PATTERN.format(name=re.escape(metric))
+    values = {"name": name, "hashes": hashes or "# (none yet)", "metric": json.dumps(metric), "pattern": pattern}
+    path.write_text(_TEMPLATE.format(**values, direction=direction, seconds=seconds), "utf-8")
     load_task(folder)
 
 

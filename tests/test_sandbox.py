@@ -1,0 +1,200 @@
+"""What every sandbox promises. A new one joins the list in the `sandbox` fixture."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from subprocess import Popen
+
+import pytest
+from toy_task import any_running, eventually, is_running, read_pids
+
+from node.sandbox import Box, Sandbox
+from node.sandbox.bare import Bare
+from swarm.records import Limits
+
+LIMITS = Limits(cpu_s=10, wall_s=10)
+
+# A parent, a child, and a grandchild that left the session and whose parent is gone.
+FAMILY = """
+import os, sys, time
+def tell():
+    fd = os.open("pids", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.write(fd, f"{os.getpid()}\\n".encode())
+tell()
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0:
+        tell()
+        time.sleep(60)
+    os._exit(0)
+if os.fork() == 0:
+    tell()
+    time.sleep(60)
+time.sleep(60)
+"""
+
+
+class TestSandboxContract:
+    @pytest.fixture(params=[Bare])
+    def sandbox(self, request: pytest.FixtureRequest) -> Sandbox:
+        made: Sandbox = request.param()
+        return made
+
+    @pytest.fixture
+    def started(self, sandbox: Sandbox) -> Iterator[list[Popen[bytes]]]:
+        processes: list[Popen[bytes]] = []
+        yield processes
+        for process in processes:
+            sandbox.kill(process)
+            for pipe in (process.stdin, process.stdout, process.stderr):
+                if pipe is not None:
+                    pipe.close()
+
+    def start(
+        self, sandbox: Sandbox, started: list[Popen[bytes]], scratch: Path, code: str, answers: bool = False
+    ) -> Popen[bytes]:
+        box = Box((sys.executable, "-c", code), (), scratch, LIMITS, {"GIVEN": "yes"}, answers)
+        started.append(sandbox.start(box))
+        return started[-1]
+
+    def said(self, sandbox: Sandbox, started: list[Popen[bytes]], scratch: Path, code: str) -> str:
+        process = self.start(sandbox, started, scratch, code)
+        assert process.stdout is not None
+        return process.stdout.read().decode()
+
+    def test_the_exit_code_comes_back(self, sandbox: Sandbox, started: list[Popen[bytes]], tmp_path: Path) -> None:
+        assert self.start(sandbox, started, tmp_path, "raise SystemExit(7)").wait(10) == 7
+
+    def test_a_signal_comes_back_as_a_negative_code(
+        self, sandbox: Sandbox, started: list[Popen[bytes]], tmp_path: Path
+    ) -> None:
+        process = self.start(sandbox, started, tmp_path, "import os; os.kill(os.getpid(), 11)")
+        assert process.wait(10) == -signal.SIGSEGV
+
+    def test_both_outputs_are_one_log(self, sandbox: Sandbox, started: list[Popen[bytes]], tmp_path: Path) -> None:
+        code = "import sys; print('one', flush=True); print('two', file=sys.stderr)"
+        assert self.said(sandbox, started, tmp_path, code) == "one\ntwo\n"
+
+    def test_answers_are_apart_from_the_log(
+        self, sandbox: Sandbox, started: list[Popen[bytes]], tmp_path: Path
+    ) -> None:
+        code = "import sys; sys.stdout.buffer.write(sys.stdin.buffer.read()[::-1]); print('log', file=sys.stderr)"
+        process = self.start(sandbox, started, tmp_path, code, answers=True)
+        answer, log = process.communicate(b"\x00\x01\xff", timeout=10)
+        assert (answer, log) == (b"\xff\x01\x00", b"log\n")
+
+    def test_it_works_in_its_scratch(self, sandbox: Sandbox, started: list[Popen[bytes]], tmp_path: Path) -> None:
+        code = "import os, pathlib, tempfile; print(os.getcwd(), pathlib.Path.home(), tempfile.gettempdir())"
+        assert self.said(sandbox, started, tmp_path, code).split() == [str(tmp_path)] * 3
+
+    def test_it_reads_nothing_of_ours_from_stdin(
+        self, sandbox: Sandbox, started: list[Popen[bytes]], tmp_path: Path
+    ) -> None:
+        assert self.said(sandbox, started, tmp_path, "import sys; print(repr(sys.stdin.read()))") == "''\n"
+
+    def test_secrets_of_the_node_are_not_in_its_environment(
+        self, sandbox: Sandbox, started: list[Popen[bytes]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for name in (
+            "ANTHROPIC_API_KEY",
+            "GITHUB_TOKEN",
+            "RAY_ADDRESS",
+            "SSH_AUTH_SOCK",
+            "PYTHONPATH",
+            "SOMETHING_ELSE",
+        ):
+            monkeypatch.setenv(name, "planted-secret")
+        code = "import os; print(dict(os.environ), open('/proc/self/environ').read())"
+        said = self.said(sandbox, started, tmp_path, code)
+        assert "planted-secret" not in said
+        assert "'GIVEN': 'yes'" in said
+
+    def test_it_inherits_no_descriptor(self, sandbox: Sandbox, started: list[Popen[bytes]], tmp_path: Path) -> None:
+        with open(tmp_path / "secret", "w") as file:
+            os.set_inheritable(file.fileno(), True)
+            # listdir holds one itself while it looks
+            said = self.said(sandbox, started, tmp_path, "import os; print(len(os.listdir('/proc/self/fd')))")
+        assert said == "4\n"
+
+    def test_it_leaves_no_core_file_and_writes_no_endless_one(
+        self, sandbox: Sandbox, started: list[Popen[bytes]], tmp_path: Path
+    ) -> None:
+        code = "import resource as r; print([r.getrlimit(x)[0] for x in (r.RLIMIT_CORE, r.RLIMIT_FSIZE)])"
+        assert self.said(sandbox, started, tmp_path, code) == f"[0, {2**30}]\n"
+
+    def test_the_whole_tree_dies_within_a_second(
+        self, sandbox: Sandbox, started: list[Popen[bytes]], tmp_path: Path
+    ) -> None:
+        process = self.start(sandbox, started, tmp_path, FAMILY)
+        assert eventually(lambda: len(read_pids(tmp_path / "pids")) == 3, 10)
+        before = time.monotonic()
+        sandbox.kill(process)
+        assert time.monotonic() - before < 1
+        assert process.returncode == -signal.SIGKILL
+        assert eventually(lambda: not any_running(read_pids(tmp_path / "pids")), 1)
+
+    def test_what_outlives_its_parent_is_killed_too(
+        self, sandbox: Sandbox, started: list[Popen[bytes]], tmp_path: Path
+    ) -> None:
+        process = self.start(sandbox, started, tmp_path, FAMILY)
+        assert eventually(lambda: len(read_pids(tmp_path / "pids")) == 3, 10)
+        process.kill()
+        process.wait(10)
+        sandbox.kill(process)
+        assert eventually(lambda: not any_running(read_pids(tmp_path / "pids")), 1)
+
+    def test_killing_twice_is_harmless(self, sandbox: Sandbox, started: list[Popen[bytes]], tmp_path: Path) -> None:
+        process = self.start(sandbox, started, tmp_path, "pass")
+        assert process.wait(10) == 0
+        sandbox.kill(process)
+        sandbox.kill(process)
+        assert process.returncode == 0
+
+    def test_a_finished_one_keeps_its_exit_code(
+        self, sandbox: Sandbox, started: list[Popen[bytes]], tmp_path: Path
+    ) -> None:
+        process = self.start(sandbox, started, tmp_path, "raise SystemExit(3)")
+        assert eventually(lambda: not is_running(process.pid), 10)
+        sandbox.kill(process)
+        assert process.returncode == 3
+
+    def test_no_such_program_is_an_oserror(self, sandbox: Sandbox, tmp_path: Path) -> None:
+        with pytest.raises(OSError, match="not-there"):
+            sandbox.start(Box((str(tmp_path / "not-there"),), (), tmp_path, LIMITS))
+
+    def test_two_do_not_end_each_other(self, sandbox: Sandbox, started: list[Popen[bytes]], tmp_path: Path) -> None:
+        one = self.start(sandbox, started, tmp_path, "import time; time.sleep(60)")
+        two = self.start(sandbox, started, tmp_path, "import time; time.sleep(60)")
+        sandbox.kill(one)
+        assert is_running(two.pid)
+
+
+OWNER = """
+import sys, time
+from pathlib import Path
+from node.sandbox import Box
+from node.sandbox.bare import Bare
+from swarm.records import Limits
+code = "import time; print(1, flush=True); time.sleep(60)"
+box = Box((sys.executable, "-c", code), (), Path(sys.argv[1]), Limits(9, 9))
+process = Bare().start(box)
+process.stdout.read(1)
+print(process.pid, flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux tells a child of its parent's death")
+def test_a_trial_dies_with_its_owner(tmp_path: Path) -> None:
+    root = Path(__file__).resolve().parent.parent
+    argv = (sys.executable, "-c", OWNER, str(tmp_path))
+    with Popen(argv, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(root)}) as owner:
+        assert owner.stdout is not None
+        pid = int(owner.stdout.readline())
+        assert is_running(pid)
+        owner.kill()
+    assert eventually(lambda: not is_running(pid), 1)

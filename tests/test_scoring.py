@@ -1,0 +1,233 @@
+"""The scorer: its arithmetic against the obvious way, and what it does with answers that nobody should believe."""
+
+import math
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import toy_task as toy
+
+from node.scoring import hash_artifact, printed_score, read_questions, score_logits
+from node.trial import run_trial
+from node.watch import TrialFailed
+from swarm.records import Failure, Measurement, Outcome
+
+
+def outcome_of(tmp_path: Path, score: str, wall_s: float = 20.0, split: str = "val") -> Outcome:
+    workshop = toy.workshop_at(tmp_path, toy.answers_task(tmp_path / "task", score))
+    spec = toy.spec_of(toy.HONEST, wall_s=wall_s)
+    return run_trial(spec, workshop=workshop, split="holdout" if split == "holdout" else "val").outcome
+
+
+def failure_of(tmp_path: Path, score: str, wall_s: float = 20.0) -> Failure:
+    outcome = outcome_of(tmp_path, score, wall_s)
+    assert isinstance(outcome, Failure)
+    return outcome
+
+
+# --- arithmetic ---
+
+
+def test_uniform_predictions_cost_log2_of_the_vocabulary(tmp_path: Path) -> None:
+    outcome = outcome_of(tmp_path, toy.UNIFORM)
+    assert isinstance(outcome, Measurement)
+    assert outcome.score == pytest.approx(toy.bits_per_byte(2, lambda a, b: 1 / toy.VOCABULARY), abs=1e-9)
+    assert not outcome.self_reported
+
+
+@pytest.mark.parametrize(("split", "start"), [("val", 2), ("holdout", 3)])
+def test_a_prediction_is_compared_with_the_token_after_it(tmp_path: Path, split: str, start: int) -> None:
+    outcome = outcome_of(tmp_path, toy.FAVOURS_NEXT, split=split)
+    assert isinstance(outcome, Measurement)
+    expected = toy.bits_per_byte(start, lambda a, b: 3 / 7 if b == (a + 1) % toy.VOCABULARY else 1 / 7)
+    assert outcome.score == pytest.approx(expected, abs=1e-7)
+
+
+def test_every_target_is_asked_once_and_in_order(tmp_path: Path) -> None:
+    data = toy.write_data(tmp_path)
+    questions = read_questions(data.folder, "val", toy.WINDOW, toy.VAL_TOKENS)
+    tokens = toy.stream(toy.VAL_TOKENS + 1, 2)
+    assert questions.inputs.ravel().tolist() == tokens[:-1]
+    assert questions.targets.ravel().tolist() == tokens[1:]
+
+
+def test_the_arithmetic_agrees_with_float64(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    logits = (random.standard_normal((700, 1025)) * 8).astype(np.float32)
+    targets = random.integers(0, 1025, 700).astype(np.uint16)
+    token_bytes = np.arange(1025) % 5  # one in five is not scored
+    wide = logits.astype(np.float64)
+    surprise = np.log2(np.exp(wide).sum(axis=1)) - wide[np.arange(700), targets] / math.log(2)
+    tally = score_logits(logits, targets, token_bytes)
+    assert tally.bits == pytest.approx(surprise[token_bytes[targets] > 0].sum(), rel=1e-8)
+    assert tally.bytes == token_bytes[targets].sum()
+
+
+def test_adding_a_constant_to_all_logits_gains_nothing() -> None:
+    logits = np.random.default_rng(1).standard_normal((50, 10)).astype(np.float32)
+    targets, token_bytes = np.zeros(50, dtype=np.uint16), np.ones(10, dtype=np.int64)
+    plain = score_logits(logits.copy(), targets, token_bytes)
+    assert score_logits(logits + 64, targets, token_bytes).bits == pytest.approx(plain.bits, rel=1e-5)
+
+
+def test_boundless_confidence_is_no_gain() -> None:
+    logits = np.full((4, 3), -1e30, dtype=np.float32)
+    logits[:, 0] = 1e30
+    targets, token_bytes = np.array([0, 0, 0, 1], dtype=np.uint16), np.ones(3, dtype=np.int64)
+    assert score_logits(logits, targets, token_bytes).bits > 1e30  # one error outweighs everything
+
+
+# --- answers nobody should believe ---
+
+
+@pytest.mark.parametrize(
+    ("script", "reason", "words"),
+    [
+        (toy.WRONG_SHAPE, "scoring", "[16, 7, 5], not [16, 8, 5]"),
+        (toy.WRONG_VOCABULARY, "scoring", "[16, 8, 4], not [16, 8, 5]"),
+        (toy.WRONG_MAGIC, "scoring", "something else than an answer"),
+        (toy.NOT_FINITE, "nan", "not finite"),
+        (toy.INFINITE, "nan", "not finite"),
+        (toy.HUGE, "nan", "probability of 0"),
+        (toy.ENDS_EARLY, "scoring", "exit code 1: weights are damaged"),
+        ("raise SystemExit(0)", "scoring", "stopped answering"),
+        ("import nothing_here", "scoring", "No module named 'nothing_here'"),
+    ],
+)
+def test_a_bad_answer_fails_the_candidate_at_once(tmp_path: Path, script: str, reason: str, words: str) -> None:
+    before = time.monotonic()
+    failure = failure_of(tmp_path, script)
+    assert (failure.blame, failure.reason) == ("candidate", reason)
+    assert words in failure.message
+    assert time.monotonic() - before < 5
+
+
+@pytest.mark.parametrize("script", [toy.NEVER_ANSWERS, toy.NEVER_READS])
+def test_a_scoring_that_hangs_ends_at_its_limit(tmp_path: Path, script: str) -> None:
+    before = time.monotonic()
+    failure = failure_of(tmp_path, script, wall_s=1.0)
+    assert (failure.blame, failure.reason) == ("candidate", "timeout")
+    assert failure.message.startswith("score: ran longer")
+    assert time.monotonic() - before < 4
+
+
+def test_a_scoring_that_leaves_its_pipe_to_a_child_is_not_waited_for(tmp_path: Path) -> None:
+    leaves = "import os, time\nif os.fork() == 0:\n    time.sleep(60)\nos._exit(0)\n"
+    before = time.monotonic()
+    assert failure_of(tmp_path, leaves).reason == "scoring"
+    assert time.monotonic() - before < 5
+
+
+def test_the_answering_side_sees_no_target(tmp_path: Path) -> None:
+    looks = (
+        "import pathlib, sys\n"
+        "here = [p for a in sys.argv[1:] if not a.startswith('--') for p in pathlib.Path(a).parent.rglob('*')]\n"
+        "sys.exit(' '.join(sorted(p.name for p in here)))\n"
+    )
+    message = failure_of(tmp_path, looks).message
+    assert "model.pt" in message
+    assert "tokens.bin" not in message
+    assert "token_bytes" not in message
+
+
+# --- the artifact ---
+
+
+@pytest.fixture
+def artifact(tmp_path: Path) -> Path:
+    folder = tmp_path / "artifact"
+    folder.mkdir()
+    (folder / "model.pt").write_bytes(b"weights")
+    return folder
+
+
+def test_the_hash_covers_names_and_bytes(artifact: Path) -> None:
+    first = hash_artifact(artifact)
+    assert len(first) == 64
+    (artifact / "model.pt").write_bytes(b"weighty")
+    second = hash_artifact(artifact)
+    (artifact / "model.pt").rename(artifact / "other.pt")
+    assert len({first, second, hash_artifact(artifact)}) == 3
+
+
+def test_bytes_do_not_move_between_files_unnoticed(tmp_path: Path) -> None:
+    hashes = set()
+    for name, (one, two) in {"x": ("ab", "c"), "y": ("a", "bc")}.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "1").write_text(one)
+        (tmp_path / name / "2").write_text(two)
+        hashes.add(hash_artifact(tmp_path / name))
+    assert len(hashes) == 2
+
+
+def test_an_empty_folder_has_no_hash(tmp_path: Path) -> None:
+    assert hash_artifact(tmp_path) == ""
+
+
+def plant_symlink(folder: Path) -> None:
+    (folder / "link").symlink_to("/etc/passwd")
+
+
+def plant_hard_link(folder: Path) -> None:
+    (folder.parent / "mine").write_text("x")
+    os.link(folder.parent / "mine", folder / "link")
+
+
+def plant_fifo(folder: Path) -> None:
+    os.mkfifo(folder / "fifo")
+
+
+def plant_folder(folder: Path) -> None:
+    (folder / "inner").mkdir()
+
+
+def plant_many(folder: Path) -> None:
+    for i in range(20):
+        (folder / str(i)).touch()
+
+
+def plant_sparse(folder: Path) -> None:
+    with open(folder / "big", "wb") as file:
+        file.truncate(2**40)
+
+
+@pytest.mark.parametrize("plant", [plant_symlink, plant_hard_link, plant_fifo, plant_folder, plant_many, plant_sparse])
+def test_hostile_artifacts_are_refused_at_once(artifact: Path, plant: object) -> None:
+    assert callable(plant)
+    plant(artifact)
+    before = time.monotonic()
+    with pytest.raises(TrialFailed) as caught:
+        hash_artifact(artifact)
+    assert (caught.value.blame, caught.value.reason) == ("candidate", "rule")
+    assert time.monotonic() - before < 1
+
+
+# --- printed scores ---
+
+
+def test_the_last_printed_score_counts() -> None:
+    assert printed_score("val_bpb: 9.5\nval_bpb: 1.25\nend\n", r"^val_bpb:\s*([0-9.]+)") == 1.25
+
+
+@pytest.mark.parametrize(
+    ("log", "reason"),
+    [
+        ("no score here\n", "rule"),
+        ("val_bpb: nan\n", "nan"),
+        ("val_bpb: inf\n", "nan"),
+        ("val_bpb: much\n", "rule"),
+        ("", "rule"),
+    ],
+)
+def test_a_printed_score_must_be_a_finite_number(log: str, reason: str) -> None:
+    with pytest.raises(TrialFailed) as caught:
+        printed_score(log, r"^val_bpb:\s*(\S+)")
+    assert caught.value.reason == reason
+
+
+def test_a_number_that_cannot_match_the_pattern_is_not_a_score() -> None:
+    with pytest.raises(TrialFailed) as caught:
+        printed_score("val_bpb: nan\n", r"^val_bpb:\s*([0-9.]+)")
+    assert caught.value.reason == "nan"
