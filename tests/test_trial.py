@@ -21,7 +21,7 @@ from node.sandbox.bare import Bare
 from node.trial import TrialRun, Workshop, run_trial, sweep_scratch
 from node.watch import plain
 from swarm.errors import TaskError
-from swarm.records import Failure, Limits, Measurement, TrialSpec
+from swarm.records import Failure, Limits, Measurement
 
 
 @pytest.fixture
