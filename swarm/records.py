@@ -197,6 +197,20 @@ class CoordinatorStarted:
 
 
 @dataclass(frozen=True)
+class StillAtWork:
+    """Nothing else was worth a fact for a while; keeps the study's working time true across kills."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+    epoch: int
+    at: float
+    kind: Literal["still_at_work"] = "still_at_work"
+
+    @property
+    def key(self) -> str:
+        return f"at_work:{self.epoch}:{self.at:.0f}"
+
+
+@dataclass(frozen=True)
 class NodeJoined:
     """A Node was seen for the first time, or came back with another Platform."""
 
@@ -271,6 +285,7 @@ class BlockDrawn:
     purpose: Purpose
     seeds: tuple[int, ...]  # one per trial
     candidates: tuple[str, ...]  # in the order they run
+    reference: str  # the candidate that the others are compared with
     experiments: tuple[str, ...]  # the ideas confirmed here; empty for calibration and final
     trials: tuple[str, ...]
     at: float
@@ -498,6 +513,7 @@ class StudyFinished:
 Fact = (
     StudyOpened
     | CoordinatorStarted
+    | StillAtWork
     | NodeJoined
     | NodeLost
     | ExperimentAdmitted
@@ -599,6 +615,7 @@ class Report:
     holding: tuple[str, ...] = ()  # blocks leased to it and not finished
     running: Running | None = None
     idle: str = ""  # why nothing runs, in words; empty while something does
+    ready: bool = True  # False while it prepares data; its Platform is not known yet
     drained: bool = False
 
 
@@ -609,6 +626,7 @@ class Setup:
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
     study: str
     seed: int
+    direction: Direction
     task_files: Mapping[str, bytes]  # the whole task folder, path -> bytes
     proposer: str  # "package.module:Class" or a short name
     proposer_options: Mapping[str, str] = field(default_factory=dict)
@@ -618,4 +636,3 @@ class Setup:
     wall_limit_s: float = 300.0
     memory_mb: int = 4096
     admission_grace_s: float = 20.0  # after this long without a coordinator a researcher admits its own ideas
-    environment: Mapping[str, str] = field(default_factory=dict)

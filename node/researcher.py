@@ -1,0 +1,387 @@
+"""The loop that explores one branch, as a machine without threads, clock or disk.
+
+Asks for ideas ahead of time, screens each against its own branch tip on one seed, keeps or drops, and raises a
+Claim when the tip beats the node's cached run of the champion by more than noise. Its whole memory is one frozen
+record, stored together with the facts it produced, so a killed node goes on where it was.
+
+It decides nothing that the swarm believes: screening results chose the candidate and are never evidence.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, NamedTuple
+
+from pydantic import ConfigDict
+
+from node.trial import TrialRun
+from swarm.errors import ProposalError
+from swarm.records import (
+    STRICT,
+    Admission,
+    Brief,
+    ClaimRaised,
+    Direction,
+    ExperimentAdmitted,
+    Fact,
+    Failure,
+    Files,
+    Limits,
+    Measurement,
+    Proposal,
+    Screened,
+    TrialDisturbed,
+    TrialSpec,
+    Trouble,
+    candidate_id,
+    digest,
+)
+from swarm.source import MergeConflict, idea_hash, merge_files
+
+AHEAD = 2  # proposals kept ready: one runs next, one covers a refusal
+MAX_ATTEMPTS = 3  # of a trial that the machinery disturbed
+
+
+class Heard(NamedTuple):
+    """How an idea fared here, for the proposer. None: failed, refused or never run."""
+
+    idea: str
+    gain: float | None
+
+
+@dataclass(frozen=True)
+class Memory:
+    """All that a researcher knows. Replaced as a whole at every step."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+    node: str
+    branch: str
+    champion: str = ""
+    champion_files: Files = field(default_factory=dict)
+    tip: str = ""
+    tip_files: Files = field(default_factory=dict)
+    lineage: tuple[str, ...] = ()  # candidates kept since the champion, oldest first, the tip last
+    tip_experiment: str = ""
+    tip_hypothesis: str = ""
+    cell_seed: int = 0
+    champion_score: float | None = None  # on the cell's seed
+    champion_failures: int = 0  # of the champion's own run here; at MAX_ATTEMPTS this node stops exploring
+    tip_score: float | None = None  # on the cell's seed
+    sequence: int = 0  # trials issued, ever
+    waiting: tuple[Proposal, ...] = ()  # sent to the coordinator
+    admitted: tuple[Proposal, ...] = ()  # to be run, in this order
+    attempts: int = 0  # of what runs next, disturbed so far
+    issued: str = ""  # trial that was started and not finished
+    claim: str = ""  # experiment whose claim is open
+    claimed: tuple[str, ...] = ()  # experiments claimed against this champion
+
+
+class Researcher:
+    """Explores one branch of one Study on one Node."""
+
+    def __init__(self, memory: Memory, *, study_seed: int, direction: Direction, wall_s: float, memory_mb: int) -> None:
+        self.memory = memory
+        self.brief: Brief | None = None
+        self._study_seed = study_seed
+        self._sign = -1.0 if direction == "minimize" else 1.0
+        self._wall_s = wall_s
+        self._memory_mb = memory_mb
+        self._heard: list[Heard] = []
+        self._parents: dict[str, Files] = {memory.tip: memory.tip_files}  # recent tips, for proposals made on them
+
+    # --- what the coordinator says ---
+
+    def hear(self, brief: Brief, now: float) -> list[Fact]:
+        """Work from a new Brief; returns the facts that follow from it."""
+        self.brief = brief
+        facts: list[Fact] = []
+        if brief.champion != self.memory.champion:
+            facts += self._move_to(brief, now)
+        self._close_claim(brief.verdicts)
+        return facts + self._claim_if_due(now)
+
+    def settle(self, admissions: Iterable[Admission]) -> None:
+        """The coordinator's answers to what was proposed."""
+        answers = {admission.idea: admission.admitted for admission in admissions}
+        waiting = self.memory.waiting
+        accepted = tuple(p for p in waiting if answers.get(p.idea))
+        self._heard += [Heard(p.idea, None) for p in waiting if answers.get(p.idea) is False]
+        self._update(
+            waiting=tuple(p for p in waiting if p.idea not in answers), admitted=self.memory.admitted + accepted
+        )
+
+    def admit_alone(self, now: float) -> list[Fact]:
+        """No coordinator for a while: go on with the own ideas. Its ledger sorts out doubles when it is back."""
+        waiting = self.memory.waiting
+        self._update(waiting=(), admitted=self.memory.admitted + waiting)
+        return [
+            ExperimentAdmitted(p, candidate_id(p.files), self.memory.node, self.memory.branch, now) for p in waiting
+        ]
+
+    # --- what the proposer says ---
+
+    def wants_idea(self) -> bool:
+        """Whether the proposer should think now; true while the GPU is busy with an earlier idea."""
+        ready = len(self.memory.waiting) + len(self.memory.admitted)
+        return self.brief is not None and self.brief.explore and bool(self.memory.tip) and ready < AHEAD
+
+    def offer(self, proposal: Proposal) -> bool:
+        """Take a proposal, carried onto the tip if that moved meanwhile. False: it is known here or changes nothing."""
+        carried = proposal if proposal.parent == self.memory.tip else self._carry(proposal)
+        known = {p.idea for p in (*self.memory.waiting, *self.memory.admitted)}
+        if carried is None or carried.idea in known or candidate_id(carried.files) == self.memory.tip:
+            return False
+        self._update(waiting=(*self.memory.waiting, carried))
+        return True
+
+    def take_heard(self) -> list[Heard]:
+        """Results that the proposer has not been told yet."""
+        heard, self._heard = self._heard, []
+        return heard
+
+    # --- trials ---
+
+    def next_trial(self) -> TrialSpec | None:
+        """The trial to run now: the champion on the cell's seed first, then the tip, then ideas in their order."""
+        memory, brief = self.memory, self.brief
+        if brief is None or not brief.explore or not memory.champion:
+            return None
+        if memory.champion_failures >= MAX_ATTEMPTS:
+            return None
+        if memory.champion_score is None:
+            return self._issue(memory.champion_files, "reference", "")
+        if memory.tip_score is None:
+            return self._issue(memory.tip_files, "screen", memory.tip_experiment)
+        if memory.admitted:
+            return self._issue(memory.admitted[0].files, "screen", memory.admitted[0].idea)
+        return None
+
+    def finished(self, spec: TrialSpec, run: TrialRun, now: float) -> list[Fact]:
+        """Draw the consequences of a trial. The agent adds the TrialFinished fact itself."""
+        self._update(issued="")
+        outcome = run.outcome
+        if isinstance(outcome, Failure) and outcome.blame == "machinery":
+            return self._disturbed(spec, outcome, now)
+        self._update(attempts=0)
+        score = outcome.score if isinstance(outcome, Measurement) else None
+        if spec.purpose == "reference":
+            return self._reference(score, now)
+        if spec.candidate == self.memory.tip:
+            self._update(tip_score=score) if score is not None else self._reset_tip()
+            return self._claim_if_due(now)
+        return self._screen(spec, score, outcome, now)
+
+    def interrupted(self, now: float) -> list[Fact]:
+        """After a restart: the trial that was running is run again, and the disturbance is a fact."""
+        if not self.memory.issued:
+            return []
+        lost = Failure("machinery", "lost", "the agent was killed while this trial ran; the trial is run again")
+        fact = TrialDisturbed(self.memory.issued, self.memory.node, self.memory.attempts, lost, now)
+        self._update(issued="", attempts=self.memory.attempts + 1)
+        return [fact]
+
+    # --- inside ---
+
+    def _update(self, **changes: object) -> None:
+        self.memory = replace(self.memory, **changes)  # type: ignore[arg-type]  # replace() checks the names
+        if "tip" in changes:
+            self._parents[self.memory.tip] = self.memory.tip_files
+            while len(self._parents) > 2 * AHEAD:
+                self._parents.pop(next(iter(self._parents)))
+
+    def _issue(self, files: Files, purpose: str, experiment: str) -> TrialSpec:
+        memory = self.memory
+        assert self.brief is not None
+        trial = digest("exploration", memory.node, memory.branch, memory.sequence)
+        self._update(sequence=memory.sequence + 1, issued=trial)
+        limits = Limits(cpu_s=self.brief.cpu_limit_s, wall_s=self._wall_s, memory_mb=self._memory_mb)
+        return TrialSpec(
+            id=trial,
+            candidate=candidate_id(files),
+            seed=memory.cell_seed,
+            purpose="reference" if purpose == "reference" else "screen",
+            files=files,
+            limits=limits,
+            experiment=experiment,
+        )
+
+    def _reference(self, score: float | None, now: float) -> list[Fact]:
+        memory = self.memory
+        if score is None:
+            self._update(champion_failures=memory.champion_failures + 1)
+            message = f"the champion {memory.champion[:8]} failed here {memory.champion_failures + 1} times"
+            return [Trouble(f"node {memory.node}", message, now)]
+        self._update(champion_score=score, tip_score=score if memory.tip == memory.champion else memory.tip_score)
+        return []
+
+    def _screen(self, spec: TrialSpec, score: float | None, outcome: Measurement | Failure, now: float) -> list[Fact]:
+        proposal = next((p for p in self.memory.admitted if p.idea == spec.experiment), None)
+        if proposal is None:  # the branch moved while it ran; the carried idea is queued under another hash
+            return []
+        memory = self.memory
+        self._update(admitted=tuple(p for p in memory.admitted if p.idea != proposal.idea))
+        gain = self._gain(score, memory.tip_score)
+        over = self._gain(score, memory.champion_score)
+        kept = gain is not None and gain > 0
+        reason = _reason(gain, kept, outcome)
+        fact = Screened(
+            proposal.idea,
+            memory.node,
+            memory.branch,
+            spec.candidate,
+            memory.tip,
+            kept,
+            gain,
+            over,
+            memory.champion,
+            reason,
+            now,
+        )
+        self._heard.append(Heard(proposal.idea, gain))
+        if not kept:
+            return [fact]
+        return [fact, *self._advance(proposal, spec.candidate, score, now)]
+
+    def _advance(self, proposal: Proposal, candidate: str, score: float | None, now: float) -> list[Fact]:
+        self._update(
+            tip=candidate,
+            tip_files=proposal.files,
+            tip_experiment=proposal.idea,
+            tip_hypothesis=proposal.hypothesis,
+            tip_score=score,
+            lineage=(*self.memory.lineage, candidate),
+        )
+        return self._rebase_queue(now) + self._claim_if_due(now)
+
+    def _disturbed(self, spec: TrialSpec, failure: Failure, now: float) -> list[Fact]:
+        attempts = self.memory.attempts + 1
+        fact = TrialDisturbed(spec.id, self.memory.node, attempts, failure, now)
+        self._update(attempts=attempts)
+        given_up = [p for p in self.memory.admitted if p.idea == spec.experiment and attempts >= MAX_ATTEMPTS]
+        if not given_up:
+            return [fact]
+        self._update(attempts=0, admitted=tuple(p for p in self.memory.admitted if p not in given_up))
+        return [
+            fact,
+            *(
+                self._set_aside(p, f"the machinery failed {MAX_ATTEMPTS} times: {failure.message}", now)
+                for p in given_up
+            ),
+        ]
+
+    def _claim_if_due(self, now: float) -> list[Fact]:
+        memory, brief = self.memory, self.brief
+        gain = self._gain(memory.tip_score, memory.champion_score)
+        if brief is None or brief.noise is None or memory.claim or gain is None or memory.tip == memory.champion:
+            return []
+        if memory.tip_experiment in memory.claimed or gain <= brief.screen_margin * brief.noise:
+            return []
+        self._update(claim=memory.tip_experiment, claimed=(*memory.claimed, memory.tip_experiment))
+        return [ClaimRaised(memory.tip_experiment, memory.tip, memory.champion, memory.node, memory.branch, gain, now)]
+
+    def _close_claim(self, verdicts: Mapping[str, str]) -> None:
+        verdict = verdicts.get(self.memory.claim, "")
+        if not verdict:
+            return
+        if verdict.startswith("rejected") and self.memory.tip_experiment == self.memory.claim:
+            self._reset_tip()
+        self._update(claim="")
+
+    def _reset_tip(self) -> None:
+        memory = self.memory
+        self._update(
+            tip=memory.champion,
+            tip_files=memory.champion_files,
+            tip_experiment="",
+            tip_hypothesis="",
+            tip_score=memory.champion_score,
+            lineage=(),
+        )
+
+    def _move_to(self, brief: Brief, now: float) -> list[Fact]:
+        """The champion moved. Keep what was built on top of it, or carry the own gains over as a new idea."""
+        old, kept_on = self.memory, brief.champion in self.memory.lineage
+        seed = int(digest("cell", self._study_seed, old.node, brief.champion)[:8], 16) & 0x7FFFFFFF
+        self._update(
+            champion=brief.champion,
+            champion_files=brief.champion_files,
+            cell_seed=seed,
+            champion_score=None,
+            champion_failures=0,
+            tip_score=None,
+            claim="",
+            claimed=(),
+        )
+        if kept_on:
+            self._update(lineage=old.lineage[old.lineage.index(brief.champion) + 1 :])
+            return []
+        self._reset_tip()
+        facts = self._rebase_queue(now)
+        if old.champion and old.tip != old.champion:
+            self._offer_old_tip(old)
+        return facts
+
+    def _offer_old_tip(self, old: Memory) -> None:
+        proposal = Proposal(
+            idea="",
+            parent=old.tip,
+            hypothesis=f"Carry over onto the new champion: {old.tip_hypothesis}",
+            expected="the gain seen on the old champion, if the two do not overlap",
+            files=old.tip_files,
+            proposer="researcher",
+        )
+        carried = _carried(proposal, old.champion_files, self.memory.tip_files, self.memory.tip)
+        if carried is not None and candidate_id(carried.files) != self.memory.tip:
+            self._update(waiting=(carried, *self.memory.waiting))
+
+    def _rebase_queue(self, now: float) -> list[Fact]:
+        """The tip moved: what was queued on the old one is carried onto it and admitted anew."""
+        stale = self.memory.admitted + self.memory.waiting
+        admitted = {p.idea for p in self.memory.admitted}
+        self._update(admitted=(), waiting=())
+        for proposal in stale:
+            self.offer(proposal)
+        moved = "the branch moved before it was judged; carried onto the new tip where that is possible"
+        return [self._set_aside(p, moved, now) for p in stale if p.idea in admitted]
+
+    def _carry(self, proposal: Proposal) -> Proposal | None:
+        parent = self._parents.get(proposal.parent)
+        if parent is None:
+            self._heard.append(Heard(proposal.idea, None))
+            return None
+        return _carried(proposal, parent, self.memory.tip_files, self.memory.tip)
+
+    def _set_aside(self, proposal: Proposal, reason: str, now: float) -> Screened:
+        memory = self.memory
+        candidate = candidate_id(proposal.files)
+        self._heard.append(Heard(proposal.idea, None))
+        return Screened(
+            proposal.idea,
+            memory.node,
+            memory.branch,
+            candidate,
+            memory.tip,
+            False,
+            None,
+            None,
+            memory.champion,
+            reason,
+            now,
+        )
+
+    def _gain(self, score: float | None, than: float | None) -> float | None:
+        return None if score is None or than is None else self._sign * (score - than)
+
+
+def _carried(proposal: Proposal, base: Files, onto: Files, parent: str) -> Proposal | None:
+    try:
+        files = merge_files(base, proposal.files, onto)
+        return replace(proposal, files=files, parent=parent, idea=idea_hash(files))
+    except (MergeConflict, ProposalError):
+        return None
+
+
+def _reason(gain: float | None, kept: bool, outcome: Measurement | Failure) -> str:
+    if isinstance(outcome, Failure):
+        return f"failed: {outcome.reason}: {outcome.message}"
+    assert gain is not None or not kept
+    return "better than the branch tip on the same seed" if kept else "not better than the branch tip on the same seed"

@@ -1,0 +1,133 @@
+"""One fact, one line for people. Pure; the same lines in the plain log, the live view and `swarm log`."""
+
+from collections.abc import Iterable
+
+from swarm.records import (
+    BlockDrawn,
+    BlockLost,
+    Carried,
+    ClaimRaised,
+    CoordinatorStarted,
+    ExperimentAdmitted,
+    Fact,
+    Measurement,
+    NodeJoined,
+    NodeLost,
+    Promotion,
+    ProposalRefused,
+    Screened,
+    Spent,
+    StudyFinished,
+    StudyOpened,
+    TrialDisturbed,
+    TrialFinished,
+    Trouble,
+    Verdict,
+)
+
+LINE = 160
+
+
+class Teller:
+    """Remembers numbers and names while facts pass by, so that lines can say `experiment 17` and `node laptop-2`."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[str, int] = {}
+        self._hypotheses: dict[str, str] = {}
+        self._nodes: dict[str, str] = {}
+
+    def lines(self, facts: Iterable[Fact]) -> list[str]:
+        """A line for every fact worth one, in order."""
+        return [line for fact in facts if (line := self.line(fact))]
+
+    def line(self, fact: Fact) -> str:
+        """One line, cut to a terminal's width; empty for facts that only matter to machines."""
+        return plain(self._tell(fact))[:LINE]
+
+    def _tell(self, fact: Fact) -> str:
+        match fact:
+            case StudyOpened():
+                return f"study {fact.study} opened: {fact.metric}, {fact.direction}, baseline {fact.baseline[:8]}"
+            case CoordinatorStarted() if fact.epoch > 1:
+                return f"coordinator resumed (epoch {fact.epoch})"
+            case NodeJoined():
+                self._nodes[fact.node.uid] = fact.node.name
+                return f"node {fact.node.name} joined: {fact.node.platform.device}, sandbox {fact.node.sandbox}"
+            case NodeLost() | TrialDisturbed() | BlockLost() | Trouble():
+                return self._mishap(fact)
+            case ExperimentAdmitted():
+                return self._admitted(fact)
+            case ProposalRefused():
+                return f"refused on {self._node(fact.node)}: {fact.hypothesis} ({fact.reason})"
+            case TrialFinished():
+                return self._trial(fact)
+            case _:
+                return self._decision(fact)
+
+    def _mishap(self, fact: NodeLost | TrialDisturbed | BlockLost | Trouble) -> str:
+        match fact:
+            case NodeLost():
+                return f"node {self._node(fact.node)} lost: {fact.reason}"
+            case TrialDisturbed():
+                return f"trial {fact.trial[:8]} on {self._node(fact.node)} disturbed: {fact.failure.message}; it is run again"
+            case BlockLost():
+                return f"block {fact.block[:8]} lost: {fact.reason}; a new one is drawn"
+            case Trouble():
+                return f"trouble with {fact.where}: {fact.message}"
+
+    def _decision(self, fact: Fact) -> str:
+        match fact:
+            case Screened():
+                gain = "" if fact.gain is None else f" ({fact.gain:+.4f})"
+                return (
+                    f"{'kept   ' if fact.kept else 'dropped'} {self._experiment(fact.experiment)}{gain}: {fact.reason}"
+                )
+            case ClaimRaised():
+                return f"claim   {self._experiment(fact.experiment)} beats the champion by {fact.gain:.4f}; asks for confirmation"
+            case BlockDrawn() if fact.purpose == "confirm":
+                ideas = ", ".join(f"experiment {self._numbers.get(e, '?')}" for e in fact.experiments)
+                return f"confirm {ideas} on fresh seed {fact.seeds[0]} at {self._node(fact.node)}"
+            case Carried():
+                return (
+                    f"carried {self._experiment(fact.experiment)} onto champion {fact.onto[:8]}; to be confirmed there"
+                )
+            case Verdict():
+                return (
+                    f"{'ACCEPTED' if fact.accepted else 'rejected'} {self._experiment(fact.experiment)}: {fact.reason}"
+                )
+            case Promotion():
+                return f"PROMOTED {self._experiment(fact.experiment)}: pull request {fact.request}"
+            case Spent():
+                return f"spent {fact.usage.dollars:.4f} dollars, {fact.usage.input_tokens + fact.usage.output_tokens} tokens"
+            case StudyFinished():
+                return f"study finished: {fact.reason}"
+            case _:
+                return ""
+
+    def _admitted(self, fact: ExperimentAdmitted) -> str:
+        number = self._numbers.setdefault(fact.proposal.idea, len(self._numbers) + 1)
+        self._hypotheses[fact.proposal.idea] = fact.proposal.hypothesis
+        return f"idea    experiment {number} on {self._node(fact.node)}: {fact.proposal.hypothesis}"
+
+    def _trial(self, fact: TrialFinished) -> str:
+        about = (
+            f"experiment {self._numbers[fact.experiment]}"
+            if fact.experiment in self._numbers
+            else f"candidate {fact.candidate[:8]}"
+        )
+        where = f"{fact.purpose:9} {about} on {self._node(fact.node)}, seed {fact.seed}"
+        if isinstance(fact.outcome, Measurement):
+            told = " (self-reported)" if fact.outcome.self_reported else ""
+            return f"trial   {where}: {fact.outcome.score:.4f}{told} after {fact.outcome.cpu_s:.1f} CPU-s"
+        return f"trial   {where}: failed, {fact.outcome.reason}: {fact.outcome.message}"
+
+    def _experiment(self, idea: str) -> str:
+        return f"experiment {self._numbers.get(idea, '?')} ({self._hypotheses.get(idea, idea[:8])})"
+
+    def _node(self, uid: str) -> str:
+        return self._nodes.get(uid, uid[:8])
+
+
+def plain(text: str) -> str:
+    """Foreign text without line breaks and control characters, which could move a terminal's cursor."""
+    return "".join(c if c.isprintable() else " " for c in text)

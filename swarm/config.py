@@ -1,0 +1,204 @@
+"""How one Study is to be run: sparse TOML in, one frozen Config out.
+
+Unknown keys, wrong types and NaN are refused with the place and the valid choices. No environment variables are
+read here; secrets never stand in a configuration.
+"""
+
+import difflib
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from swarm.errors import ConfigError
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+
+
+class Stop(_Section):
+    """When a study ends. The first rule that holds ends it."""
+
+    wall_minutes: float = Field(8.0, gt=0)
+    """Time for the whole study, final comparison included; time spent switched off does not count."""
+    final_minutes: float = Field(1.8, ge=0)
+    """The part of it that is reserved for the final comparison."""
+    promotions: int = Field(0, ge=0)
+    """End after so many promotions; 0 = no such rule."""
+    trials: int = Field(0, ge=0)
+    """End after so many finished trials; 0 = no such rule."""
+
+
+class Caps(_Section):
+    """What a study may cost. At a cap it stops cleanly and says so. 0 = no cap."""
+
+    dollars: float = Field(0.0, ge=0)
+    """Money spent on proposals."""
+    tokens: int = Field(0, ge=0)
+    """Tokens read and written by proposers."""
+    node_hours: float = Field(0.0, ge=0)
+    """Hours that nodes spent inside trials."""
+
+
+class Nodes(_Section):
+    """The machines."""
+
+    local: int = Field(2, ge=0, le=64)
+    """Nodes that `swarm run` starts on this machine; each runs one trial at a time."""
+    threads: int = Field(1, ge=1)
+    """Threads of one trial on the CPU. One thread keeps runs bit-identical for a seed."""
+    trial_wall_s: float = Field(120.0, gt=0)
+    """A trial is killed after this time on the clock, whatever it does."""
+    memory_mb: int = Field(4096, ge=64)
+    """A trial is killed above this much resident memory."""
+    poll_s: float = Field(0.5, gt=0)
+    """Pause between two rounds of polling."""
+    lost_after_s: float = Field(90.0, gt=0)
+    """A silent node loses its lease after this time."""
+    sandbox: str = "auto"
+    """"auto" takes the best that the machine offers; or "bare", or your own as package.module:Class."""
+
+
+class ProposerChoice(_Section):
+    """Who thinks of the next idea."""
+
+    use: str = "tuner"
+    """"tuner", "claude", or your own as package.module:Class."""
+    options: dict[str, str] = Field(default_factory=dict)
+    """Passed to the proposer as they are."""
+
+
+class Decision(_Section):
+    """What counts as true."""
+
+    dial: Literal["economy", "standard", "thorough"] = "standard"
+    """How much evidence is bought before a verdict."""
+    calibration_pairs: int = Field(4, ge=2, le=40)
+    """Pairs of baseline trials that measure the noise before anything is claimed."""
+    final_seeds: int = Field(5, ge=2, le=50)
+    """Fresh seeds of the comparison of champion and baseline at the end."""
+    cpu_ratio: float = Field(1.25, gt=0)
+    """A candidate whose mean CPU time exceeds the baseline's by this factor is rejected."""
+
+
+class ForgeChoice(_Section):
+    """Where winners are shared."""
+
+    use: str = "local"
+    """"local" (a bare git repository), or "github"."""
+    path: str = ""
+    """local: the bare repository; empty = the study's own."""
+    repository: str = ""
+    """github: owner/name. The token comes from GITHUB_TOKEN."""
+    base_url: str = "https://api.github.com"
+    """github: another address for GitHub Enterprise."""
+    git_url: str = ""
+    """github: where to push; empty = derived from the repository."""
+
+
+class Config(_Section):
+    """One resolved configuration, frozen into the first fact of the ledger."""
+
+    study: str = Field("study", pattern=r"^[a-z0-9][a-z0-9-]{0,40}$")
+    """Name of the study; a number is added for each new one."""
+    task: str = "baseline"
+    """Folder of the Task, relative to the working directory."""
+    seed: int = Field(0, ge=0, lt=2**31)
+    """Every seed of the study is derived from it."""
+    folder: str = "studies"
+    """Where studies are kept."""
+    notes: str = ""
+    """A sentence that is printed in the report."""
+    stop: Stop = Stop()
+    caps: Caps = Caps()
+    nodes: Nodes = Nodes()
+    proposer: ProposerChoice = ProposerChoice()
+    decision: Decision = Decision()
+    forge: ForgeChoice = ForgeChoice()
+
+    def to_json(self) -> str:
+        """The resolved configuration, every default written out."""
+        return self.model_dump_json()
+
+
+def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
+    """Read a TOML file and apply `a.b=c` overrides.
+
+    Raises:
+        ConfigError: no such file, broken TOML, unknown key or a value out of range.
+    """
+    raw = _read_toml(path) if path else {}
+    for override in overrides:
+        _override(raw, override)
+    return parse_config(raw, str(path or "configuration"))
+
+
+def parse_config(raw: Mapping[str, Any], where: str) -> Config:
+    """Validate a configuration that came as plain data."""
+    try:
+        config = Config.model_validate(dict(raw))
+    except ValidationError as error:
+        raise ConfigError("\n".join(_explain(where, detail) for detail in error.errors())) from error
+    if config.stop.final_minutes >= config.stop.wall_minutes:
+        raise ConfigError(
+            f"{where}: stop.final_minutes must be smaller than stop.wall_minutes; nothing would be explored"
+        )
+    return config
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise ConfigError(
+            f"no configuration at {path}; the shipped ones are in configs/, e.g. configs/laptop.toml"
+        ) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from error
+
+
+def _override(raw: dict[str, Any], text: str) -> None:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise ConfigError(f"--set {text!r}: write it as section.key=value")
+    *sections, key = name.strip().split(".")
+    place = raw
+    for section in sections:
+        place = place.setdefault(section, {})
+        if not isinstance(place, dict):
+            raise ConfigError(f"--set {text!r}: {section} is a value, not a section")
+    try:
+        place[key] = json.loads(value)
+    except json.JSONDecodeError:
+        place[key] = value
+
+
+def _explain(where: str, detail: Any) -> str:
+    place = ".".join(str(part) for part in detail["loc"])
+    if detail["type"] != "extra_forbidden":
+        return f"{where}: {place} = {detail['input']!r}: {detail['msg']}"
+    valid = _keys(detail["loc"][:-1])
+    close = difflib.get_close_matches(str(detail["loc"][-1]), valid, n=1)
+    hint = f"did you mean {close[0]}?" if close else f"valid here: {', '.join(valid)}"
+    return f"{where}: {place}: unknown key; {hint}"
+
+
+def _keys(sections: Sequence[str | int]) -> list[str]:
+    model: type[BaseModel] = Config
+    for section in sections:
+        inner = model.model_fields[str(section)].annotation
+        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+            return []
+        model = inner
+    return list(model.model_fields)
+
+
+def config_from_json(text: str) -> Config:
+    """The configuration that a ledger froze."""
+    return TypeAdapter(Config).validate_json(text)

@@ -1,0 +1,235 @@
+"""Facts on disk: the coordinator's Ledger and the node's Spool. The only home of SQLite.
+
+The Ledger is append-only (triggers refuse UPDATE and DELETE) and has one writer, held by a file lock. A fact's
+`key` is unique, so a second arrival changes nothing. Everything else is a view: open it with any SQLite client.
+
+The Spool keeps what a node has finished and not yet been thanked for, together with the researcher's memory, so
+that both change in one transaction and a kill between them cannot happen.
+"""
+
+import fcntl
+import os
+import sqlite3
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple, Self
+
+from swarm.codec import fact_from_json, fact_to_json, pack, unpack_fact
+from swarm.errors import PrerequisiteError
+from swarm.records import Fact
+
+SCHEMA_VERSION = 1
+
+_SCHEMA = """
+CREATE TABLE fact (
+    seq  INTEGER PRIMARY KEY,
+    key  TEXT NOT NULL UNIQUE,
+    kind TEXT NOT NULL,
+    at   REAL NOT NULL,          -- when the coordinator committed it, Unix seconds
+    body TEXT NOT NULL           -- JSON
+);
+CREATE INDEX fact_kind ON fact (kind, seq);
+CREATE TRIGGER fact_keeps BEFORE UPDATE ON fact BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END;
+CREATE TRIGGER fact_stays BEFORE DELETE ON fact BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END;
+
+CREATE VIEW trial AS SELECT
+    seq, at,
+    body ->> '$.trial' AS trial, body ->> '$.purpose' AS purpose, body ->> '$.experiment' AS experiment,
+    body ->> '$.candidate' AS candidate, body ->> '$.seed' AS seed, body ->> '$.node' AS node,
+    body ->> '$.outcome.score' AS score, body ->> '$.outcome.cpu_s' AS cpu_s,
+    body ->> '$.outcome.reason' AS failure, body ->> '$.block' AS block,
+    body ->> '$.started_at' AS started_at, body ->> '$.ended_at' AS ended_at
+    FROM fact WHERE kind = 'trial_finished';
+CREATE VIEW experiment AS SELECT
+    row_number() OVER (ORDER BY f.seq) AS number, f.at,
+    f.body ->> '$.proposal.idea' AS idea, f.body ->> '$.candidate' AS candidate, f.body ->> '$.branch' AS branch,
+    f.body ->> '$.node' AS node, f.body ->> '$.proposal.proposer' AS proposer,
+    f.body ->> '$.proposal.hypothesis' AS hypothesis,
+    CASE
+        WHEN EXISTS (SELECT 1 FROM fact p WHERE p.kind = 'promotion'
+                     AND p.body ->> '$.experiment' = f.body ->> '$.proposal.idea') THEN 'promoted'
+        WHEN EXISTS (SELECT 1 FROM fact v WHERE v.kind = 'verdict' AND v.body ->> '$.accepted' = 1
+                     AND v.body ->> '$.experiment' = f.body ->> '$.proposal.idea') THEN 'accepted'
+        WHEN EXISTS (SELECT 1 FROM fact v WHERE v.kind = 'verdict'
+                     AND v.body ->> '$.experiment' = f.body ->> '$.proposal.idea') THEN 'rejected'
+        WHEN EXISTS (SELECT 1 FROM fact c WHERE c.kind = 'claim_raised'
+                     AND c.body ->> '$.experiment' = f.body ->> '$.proposal.idea') THEN 'claimed'
+        ELSE coalesce((SELECT CASE WHEN s.body ->> '$.kept' THEN 'kept' ELSE 'dropped' END FROM fact s
+                       WHERE s.key = 'screened:' || (f.body ->> '$.proposal.idea')), 'open')
+    END AS status
+    FROM fact f WHERE f.kind = 'experiment_admitted';
+CREATE VIEW verdict AS SELECT
+    seq, at, body ->> '$.experiment' AS experiment, body ->> '$.accepted' AS accepted, body ->> '$.effect' AS effect,
+    body ->> '$.low' AS low, body ->> '$.high' AS high, body ->> '$.pairs' AS pairs, body ->> '$.reason' AS reason
+    FROM fact WHERE kind = 'verdict';
+CREATE VIEW promotion AS SELECT
+    seq, at, body ->> '$.number' AS number, body ->> '$.experiment' AS experiment,
+    body ->> '$.candidate' AS candidate, body ->> '$.commit' AS "commit", body ->> '$.request' AS request
+    FROM fact WHERE kind = 'promotion';
+"""
+
+
+class Row(NamedTuple):
+    """A fact and when it was committed."""
+
+    at: float
+    fact: Fact
+
+
+def _connect(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
+    uri = f"{path.resolve().as_uri()}{'?mode=ro' if read_only else ''}"
+    connection = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False, timeout=10)
+    if not read_only:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")  # a committed fact survives a power cut: p50 7 ms
+    return connection
+
+
+class Ledger:
+    """Every fact of one study. One writer; any number of readers."""
+
+    def __init__(self, path: Path, *, read_only: bool = False) -> None:
+        """Open or create the ledger.
+
+        Raises:
+            PrerequisiteError: another coordinator writes to it, it is missing, or it is of a newer version.
+        """
+        self.path = path
+        self._lock: int | None = None
+        if read_only and not path.exists():
+            raise PrerequisiteError(f"no ledger at {path}: no study has run there yet; start one with `swarm run`")
+        if not read_only:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._lock = _lock_file(path.with_suffix(".lock"))
+        try:
+            self._db = _connect(path, read_only=read_only)
+            self._prepare(read_only)
+        except sqlite3.DatabaseError as error:
+            self._release()
+            raise PrerequisiteError(
+                f"{path} cannot be used as a ledger: {error}; is the disk full, or is it another file?"
+            ) from error
+
+    def _prepare(self, read_only: bool) -> None:
+        version = self._db.execute("PRAGMA user_version").fetchone()[0]
+        if version > SCHEMA_VERSION:
+            raise PrerequisiteError(
+                f"{self.path} was written by a newer swarm (format {version}, this one knows {SCHEMA_VERSION}); update the swarm"
+            )
+        if version == 0 and not read_only:
+            self._db.executescript(f"BEGIN;{_SCHEMA}PRAGMA user_version = {SCHEMA_VERSION};COMMIT;")
+
+    def append(self, facts: Iterable[Fact], at: float) -> list[Fact]:
+        """Commit facts in one transaction; return those that were new, in order. All or none."""
+        fresh: list[Fact] = []
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            for fact in facts:
+                row = (fact.key, fact.kind, at, fact_to_json(fact))
+                if self._db.execute(
+                    "INSERT OR IGNORE INTO fact (key, kind, at, body) VALUES (?, ?, ?, ?)", row
+                ).rowcount:
+                    fresh.append(fact)
+            self._db.execute("COMMIT")
+        except BaseException:
+            self._db.execute("ROLLBACK")
+            raise
+        return fresh
+
+    def rows(self, *, after: int = 0) -> Iterator[Row]:
+        """All facts in the order of their commit."""
+        for at, body in self._db.execute("SELECT at, body FROM fact WHERE seq > ? ORDER BY seq", (after,)):
+            yield Row(at, fact_from_json(body))
+
+    def facts(self) -> tuple[Fact, ...]:
+        """All facts in the order of their commit."""
+        return tuple(row.fact for row in self.rows())
+
+    def close(self) -> None:
+        """Close the file and give the lock back."""
+        self._db.close()
+        self._release()
+
+    def _release(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _lock_file(path: Path) -> int:
+    """Hold the writer's lock; the kernel gives it back when the process dies, so it can never be stale."""
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        holder = os.read(handle, 32).decode(errors="replace").strip() or "unknown"
+        os.close(handle)
+        raise PrerequisiteError(
+            f"a coordinator is already running on {path.parent} (process {holder}); "
+            "watch it with `swarm status`, or end it first with `swarm leave`"
+        ) from error
+    os.ftruncate(handle, 0)
+    os.write(handle, str(os.getpid()).encode())
+    return handle
+
+
+class Spool:
+    """What a node finished and the coordinator has not yet acknowledged, and the researcher's memory."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._db = _connect(path)
+        self._db.executescript(
+            "CREATE TABLE IF NOT EXISTS offered (seq INTEGER PRIMARY KEY, key TEXT UNIQUE, body BLOB);"
+            "CREATE TABLE IF NOT EXISTS produced (key TEXT PRIMARY KEY);"  # audit: everything this node ever offered
+            "CREATE TABLE IF NOT EXISTS memory (name TEXT PRIMARY KEY, body BLOB);"
+        )
+
+    def put(self, facts: Iterable[Fact], memory: bytes | None = None) -> None:
+        """Offer facts and replace the researcher's memory, both or neither."""
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            for fact in facts:
+                if self._db.execute("INSERT OR IGNORE INTO produced VALUES (?)", (fact.key,)).rowcount:
+                    self._db.execute("INSERT INTO offered (key, body) VALUES (?, ?)", (fact.key, pack(fact)))
+            if memory is not None:
+                self._db.execute("INSERT OR REPLACE INTO memory VALUES ('researcher', ?)", (memory,))
+            self._db.execute("COMMIT")
+        except BaseException:
+            self._db.execute("ROLLBACK")
+            raise
+
+    def offered(self, limit: int) -> list[Fact]:
+        """The oldest unacknowledged facts."""
+        rows = self._db.execute("SELECT body FROM offered ORDER BY seq LIMIT ?", (limit,))
+        return [unpack_fact(body) for (body,) in rows]
+
+    def pending(self, key: str) -> bool:
+        """Whether a fact waits for its acknowledgement."""
+        return self._db.execute("SELECT 1 FROM offered WHERE key = ?", (key,)).fetchone() is not None
+
+    def forget(self, keys: Iterable[str]) -> None:
+        """The coordinator has committed these."""
+        self._db.executemany("DELETE FROM offered WHERE key = ?", [(key,) for key in keys])
+
+    def produced(self) -> set[str]:
+        """Keys of everything that was ever offered."""
+        return {key for (key,) in self._db.execute("SELECT key FROM produced")}
+
+    def memory(self) -> bytes | None:
+        """The researcher's memory as last put."""
+        row = self._db.execute("SELECT body FROM memory WHERE name = 'researcher'").fetchone()
+        return None if row is None else bytes(row[0])
+
+    def close(self) -> None:
+        """Close the file."""
+        self._db.close()

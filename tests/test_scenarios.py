@@ -1,0 +1,228 @@
+"""The whole loop on simulated nodes: what is promoted is true, and faults lose and double nothing."""
+
+from collections import Counter
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from coordinator.service import Service
+from swarm.records import (
+    BlockDrawn,
+    BlockLost,
+    ClaimRaised,
+    Fact,
+    Promotion,
+    ProposalRefused,
+    StudyFinished,
+    TrialFinished,
+    Verdict,
+)
+from tests.simulation import Killed, Swarm, World
+
+TRUE_GAINS = {"GOOD": 0.09, "SMALL": 0.03}
+NULLS = {f"NULL_{i}": 0.0 for i in range(6)}
+HARMFUL = {f"BAD_{i}": -0.03 for i in range(3)}
+
+
+def world(**changes: object) -> World:
+    return World({**TRUE_GAINS, **NULLS, **HARMFUL}, **changes)  # type: ignore[arg-type]
+
+
+def of(facts: tuple[Fact, ...], kind: type) -> list[Fact]:
+    return [fact for fact in facts if isinstance(fact, kind)]
+
+
+def promoted_switches(swarm: Swarm, service: Service) -> set[str]:
+    champion = service.mind.state.files[service.mind.state.champion]["train.py"]
+    return {name for name in swarm.world.effects if f"{name} = True" in champion}
+
+
+def assert_ledger_equals_nodes(swarm: Swarm) -> None:
+    """Every trial that a node finished stands in the ledger, once; or still lies on the disk of a node that is away."""
+    ledger = Counter(fact.key for fact in of(swarm.facts(), TrialFinished))
+    away = {key for member in swarm.cluster.away for key in swarm.cluster.by_id[member].spool}
+    assert set(ledger) - away == set(swarm.produced()) - away
+    assert set(ledger.values()) == {1}
+
+
+def test_a_study_promotes_what_is_true_and_ends_with_a_comparison(tmp_path: Path) -> None:
+    swarm = Swarm(tmp_path, world())
+    service = swarm.run()
+    finished = of(swarm.facts(), StudyFinished)[0]
+    assert isinstance(finished, StudyFinished)
+    assert "GOOD" in promoted_switches(swarm, service)
+    assert not promoted_switches(swarm, service) & HARMFUL.keys()
+    assert finished.final_gain is not None and finished.low is not None
+    assert finished.low > 0
+    assert finished.pairs == 5
+    assert_ledger_equals_nodes(swarm)
+
+
+def test_the_shared_branch_holds_exactly_the_champion(tmp_path: Path) -> None:
+    swarm = Swarm(tmp_path, world())
+    service = swarm.run()
+    tip = service.repo.ref("refs/heads/swarm/best")
+    assert tip is not None
+    assert service.repo.read(tip, "train.py") == service.mind.state.files[service.mind.state.champion]["train.py"]
+
+
+def test_confirmation_uses_seeds_that_nothing_else_used(tmp_path: Path) -> None:
+    swarm = Swarm(tmp_path, world())
+    swarm.run()
+    trials = [f for f in swarm.facts() if isinstance(f, TrialFinished)]
+    screening = {t.seed for t in trials if t.purpose in ("reference", "screen", "calibrate")}
+    confirming = {t.seed for t in trials if t.purpose == "confirm"}
+    final = {t.seed for t in trials if t.purpose == "final"}
+    assert confirming and final
+    assert not screening & confirming
+    assert not final & (confirming | screening)
+
+
+def test_without_any_good_idea_nothing_is_promoted_and_the_study_says_why(tmp_path: Path) -> None:
+    swarm = Swarm(tmp_path, World({**NULLS, **HARMFUL}))
+    swarm.run()
+    finished = of(swarm.facts(), StudyFinished)[0]
+    assert isinstance(finished, StudyFinished)
+    assert not of(swarm.facts(), Promotion)
+    assert finished.final_gain is None
+    assert "wall time" in finished.reason
+
+
+def test_an_idea_that_costs_too_much_time_is_rejected(tmp_path: Path) -> None:
+    swarm = Swarm(tmp_path, World({"GOOD": 0.09, "NULL": 0.0}, slow={"GOOD": 1.5}))
+    swarm.run()
+    verdicts = [f for f in swarm.facts() if isinstance(f, Verdict)]
+    assert any("CPU time" in verdict.reason for verdict in verdicts)
+    assert not of(swarm.facts(), Promotion)
+
+
+def test_a_crashing_idea_is_dropped_and_harms_nobody(tmp_path: Path) -> None:
+    swarm = Swarm(tmp_path, world(crash=frozenset({"NULL_0"})))
+    service = swarm.run()
+    failed = [e for e in service.mind.state.experiments.values() if e.status.startswith("failed: crash")]
+    assert failed
+    assert "GOOD" in promoted_switches(swarm, service)
+
+
+def test_no_idea_runs_twice_anywhere(tmp_path: Path) -> None:
+    swarm = Swarm(tmp_path, world(), nodes=4)
+    swarm.run()
+    ideas: dict[str, set[str]] = {}
+    for fact in swarm.facts():
+        if isinstance(fact, TrialFinished) and fact.purpose == "screen" and fact.experiment:
+            ideas.setdefault(fact.experiment, set()).add(fact.node)
+    assert all(len(nodes) == 1 for nodes in ideas.values())
+    assert of(swarm.facts(), ProposalRefused), "four nodes with eleven switches must have met"
+
+
+def test_a_broken_baseline_ends_the_study_at_once(tmp_path: Path) -> None:
+    swarm = Swarm(tmp_path, World({"GOOD": 0.1}))
+    swarm.world.outcome = lambda spec: __import__("swarm.records").records.Failure("candidate", "crash", "boom")  # type: ignore[method-assign]
+    swarm.run()
+    finished = of(swarm.facts(), StudyFinished)[0]
+    assert isinstance(finished, StudyFinished)
+    assert finished.reason.startswith("the baseline itself fails")
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_coordinator_killed_again_and_again_loses_and_doubles_nothing(tmp_path: Path, seed: int) -> None:
+    random = Random(seed)
+
+    def faults(swarm: Swarm, tick: int) -> None:
+        if random.random() < 0.01:
+            raise Killed
+
+    swarm = Swarm(tmp_path, world(), faults=faults)
+    lives = run_to_the_end(swarm)
+    assert lives > 3
+    assert_ledger_equals_nodes(swarm)
+    assert of(swarm.facts(), Promotion)
+    assert len(of(swarm.facts(), StudyFinished)) == 1
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_agents_nodes_and_trials_killed_at_random(tmp_path: Path, seed: int) -> None:
+    random = Random(seed)
+
+    def faults(swarm: Swarm, tick: int) -> None:
+        cluster, member = swarm.cluster, random.choice(sorted(swarm.cluster.by_id))
+        chance = random.random()
+        if chance < 0.003:
+            cluster.kill_agent(member)
+        elif chance < 0.006:
+            cluster.by_id[member].disturb()
+        elif chance < 0.008:
+            cluster.rejoin(member)
+        elif chance < 0.010:
+            cluster.away.add(member)
+        elif chance < 0.016:
+            cluster.away.clear()
+            cluster.head_away = False
+        elif chance < 0.018:
+            cluster.head_away = True
+        elif chance < 0.019:
+            raise Killed
+
+    swarm = Swarm(tmp_path, world(), nodes=3, faults=faults)
+    run_to_the_end(swarm)
+    assert_ledger_equals_nodes(swarm)
+    service = swarm.run()
+    assert not promoted_switches(swarm, service) & HARMFUL.keys()
+
+
+def test_a_lost_block_is_drawn_again_with_another_seed(tmp_path: Path) -> None:
+    killed: list[int] = []
+
+    def faults(swarm: Swarm, tick: int) -> None:
+        drawn = (
+            [f for f in swarm.facts() if isinstance(f, BlockDrawn) and f.purpose == "confirm"] if tick % 20 == 0 else []
+        )
+        if drawn and not killed:
+            member = next(m for m, node in swarm.cluster.by_id.items() if node.info.uid == drawn[0].node)
+            swarm.cluster.kill_agent(member)
+            killed.append(tick)
+
+    swarm = Swarm(tmp_path, world(), faults=faults)
+    swarm.run()
+    assert killed
+    blocks = [f for f in swarm.facts() if isinstance(f, BlockDrawn)]
+    assert len({(b.seeds, b.purpose) for b in blocks}) == len(blocks)
+    lost = {f.block for f in swarm.facts() if isinstance(f, BlockLost)}
+    assert lost <= {b.block for b in blocks}
+    assert_ledger_equals_nodes(swarm)
+
+
+def test_replaying_the_ledger_gives_the_same_mind(tmp_path: Path) -> None:
+    swarm = Swarm(tmp_path, world())
+    first = swarm.run().mind.state
+    again = swarm.run().mind.state
+    assert again.champion == first.champion
+    assert again.noise == first.noise
+    assert again.campaign == first.campaign
+    assert {k: c.verdict for k, c in again.claims.items()} == {k: c.verdict for k, c in first.claims.items()}
+
+
+def test_at_most_one_open_claim_per_branch(tmp_path: Path) -> None:
+    swarm = Swarm(tmp_path, world())
+    swarm.run()
+    open_by_node: Counter[str] = Counter()
+    owner: dict[str, str] = {}
+    for fact in swarm.facts():
+        if isinstance(fact, ClaimRaised):
+            open_by_node[fact.node] += 1
+            owner[fact.experiment] = fact.node
+            assert open_by_node[fact.node] == 1
+        elif isinstance(fact, Verdict):
+            open_by_node[owner[fact.experiment]] = 0
+
+
+def run_to_the_end(swarm: Swarm) -> int:
+    """Restart the coordinator until the study has ended. Returns the number of lives it took."""
+    for life in range(1, 200):
+        try:
+            swarm.run()
+            return life
+        except Killed:
+            continue
+    raise AssertionError("the study did not end within 200 lives")
