@@ -117,7 +117,7 @@ def _frontier(history: History, line: Sequence[Step]) -> str:
     rows = [_step(history, step) for step in reversed(line)]
     scores = history.calibration_scores(history.home_platform)
     opened = date(history.opened.at) if history.opened else "–"
-    rows.append(("0", numbers(history).mean(scores), "–", "–", "baseline", "–", "–", opened, "–", "–"))
+    rows.append(("0", numbers(history).mean(scores) + _mark(history), "–", "–", "baseline", "–", "–", opened, "–", "–"))
     told = (
         "Scores are those of the confirmation runs: fresh seeds, mean ± sd. A gain is published smaller than it was "
         "measured, as it was selected for being large; its 95 % interval is that of the measurement. The gain over the "

@@ -8,12 +8,11 @@ promotion. Knows nothing of files and of matplotlib's global state, so that it m
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from statistics import quantiles
+from statistics import median
 from textwrap import shorten
 from typing import Final
 
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, PercentFormatter
@@ -26,6 +25,7 @@ WIDTH_PX, HEIGHT_PX, DPI = 1200, 700, 100
 INK, PALE, GRID = "#22282e", "#6b747d", "#e4e7ea"
 DROPPED, KEPT, CLAIMED, CONFIRMED, FAILED = "#a9b0b7", "#009e73", "#e69f00", "#0072b2", "#d55e00"  # Okabe and Ito: safe
 LISTED = 9  # promotions in words beside the plot: as many as fit
+NUMBERED = 24  # more promotions than this would hide the plot behind their numbers
 CHANGE_CHARACTERS = 33  # what fits into the column beside the plot
 BODY: Final = 10.0
 SMALL: Final = 9.0
@@ -66,7 +66,7 @@ def progress_png(history: History) -> bytes:
     """The picture, 1200 x 700."""
     drawing = _drawing(history)
     figure = Figure(figsize=(WIDTH_PX / DPI, HEIGHT_PX / DPI), dpi=DPI, facecolor="white")
-    axes = figure.add_axes((0.068, 0.09, 0.607, 0.79))
+    axes = figure.add_axes((0.068, 0.09, 0.607, 0.765))
     _style(axes, drawing)
     _draw_experiments(axes, drawing)
     _draw_lines(axes, drawing)
@@ -75,7 +75,7 @@ def progress_png(history: History) -> bytes:
     _write_head(figure, drawing)
     _write_side(figure, drawing)
     picture = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(picture)
+    figure.savefig(picture, format="png")
     return picture.getvalue()
 
 
@@ -124,10 +124,11 @@ def _running_best(history: History, points: Sequence[_Point]) -> tuple[tuple[int
 def _limits(drawing: _Drawing) -> tuple[float, float]:
     """A window on what matters: the lines and the bulk of the points; the far worse ones are marked at the edge."""
     gains = [drawing.history.gain(p.y, drawing.level(0.0)) for p in drawing.points]
+    losses = [-gain for gain in gains if gain < 0]
     best = max([*gains, *(step.total for step in drawing.line), *_tops(drawing.line), 0.0])
-    usual = quantiles(gains, n=4)[0] if len(gains) > 3 else min([*gains, 0.0])
-    worst = max(min([*gains, 0.0]), min(1.6 * min(usual, 0.0), -0.45 * best))
-    margin = 0.07 * (best - worst) or 0.01 * abs(drawing.level(0.0)) or 1.0
+    usual = 2.0 * median(losses or [0.0])
+    worst = -min(max(losses, default=0.0), max(0.6 * best, min(usual, 1.5 * best) if best > 0 else usual))
+    margin = 0.09 * (best - worst) or 0.01 * abs(drawing.level(0.0)) or 1.0
     ends = sorted((drawing.level(worst - margin), drawing.level(best + margin)))
     return ends[0], ends[1]
 
@@ -156,6 +157,7 @@ def _style(axes: Axes, drawing: _Drawing) -> None:
     if not drawing.history.experiments:
         axes.text(0.5, 0.5, "no experiment yet", transform=axes.transAxes, ha="center", color=PALE, fontsize=14)
         axes.set_xticks([])
+        axes.set_yticks([])
 
 
 def _draw_experiments(axes: Axes, drawing: _Drawing) -> None:
@@ -179,27 +181,36 @@ def _draw_lines(axes: Axes, drawing: _Drawing) -> None:
     axes.axhline(drawing.baseline, color=PALE, linewidth=1.0, linestyle=(0, (1, 2)), zorder=1)
     if drawing.claimed:
         xs, ys = zip(*drawing.claimed, strict=True)
-        xs, ys = (0, *xs, drawing.right + 0.5), (drawing.baseline, *ys, ys[-1])
+        xs, ys = (0, *xs, axes.get_xlim()[1]), (drawing.baseline, *ys, ys[-1])
         axes.plot(xs, ys, drawstyle="steps-post", color=CLAIMED, linewidth=1.2, linestyle=(0, (5, 3)), zorder=2.5)
     levels = [drawing.level(0.0), *(drawing.level(step.total) for step in drawing.line)]
-    xs, ys = (0, *drawing.at, drawing.right + 0.5), (*levels, levels[-1])
+    xs, ys = (0, *drawing.at, axes.get_xlim()[1]), (*levels, levels[-1])
     axes.plot(xs, ys, drawstyle="steps-post", color=CONFIRMED, linewidth=2.4, zorder=3.5, solid_capstyle="butt")
     for step, x in zip(drawing.line, drawing.at, strict=True):
         _draw_promotion(axes, drawing, step, x)
+        if len(drawing.line) <= NUMBERED:
+            _draw_badge(axes, drawing, step, x)
 
 
 def _draw_promotion(axes: Axes, drawing: _Drawing, step: Step, x: int) -> None:
-    """The confirmed level with the interval of its gain, and its number."""
+    """The confirmed level with the interval of its gain."""
     level, before = drawing.level(step.total), step.total - step.gain
+    axes.plot([x], [level], marker="o", markersize=4, color=CONFIRMED, zorder=6)
     if step.verdict is not None:
         ends = [drawing.level(before + step.verdict.low), drawing.level(before + step.verdict.high)]
-        axes.plot([x, x], ends, color=CONFIRMED, linewidth=1.6, zorder=6, solid_capstyle="butt")
-        axes.plot([x, x], ends, color=CONFIRMED, marker="_", markersize=8, markeredgewidth=1.6, linestyle="", zorder=6)
+        axes.plot([x, x], ends, color=INK, linewidth=1.2, marker="_", markersize=8, markeredgewidth=1.2, zorder=5.5)
+
+
+def _draw_badge(axes: Axes, drawing: _Drawing, step: Step, x: int) -> None:
+    """The number under which the promotion is told beside the plot, tied to its own screening, which flattered."""
+    level = drawing.level(step.total)
+    for point in drawing.points:
+        if point.experiment is step.experiment:
+            axes.plot([point.x, x], [point.y, level], color=CONFIRMED, linewidth=0.8, linestyle=(0, (1, 1)), zorder=3)
     axes.plot([x], [level], marker="o", markersize=13, color=CONFIRMED, markeredgecolor="white", zorder=7)
-    number = str(step.promotion.number)
-    axes.annotate(
-        number, (x, level), ha="center", va="center_baseline", color="white", fontsize=8, fontweight="bold", zorder=8
-    )
+    number = axes.text(x, level, str(step.promotion.number), color="white", fontsize=8, fontweight="bold", zorder=8)
+    number.set_horizontalalignment("center")
+    number.set_verticalalignment("center_baseline")
 
 
 def _draw_margin(axes: Axes, drawing: _Drawing) -> None:
@@ -222,8 +233,13 @@ def _draw_percent(axes: Axes, drawing: _Drawing) -> None:
     baseline, sign = drawing.baseline, -1.0 if drawing.history.direction == "minimize" else 1.0
     if not baseline:
         return
-    to_percent = lambda score: sign * 100 * (score - baseline) / abs(baseline)  # noqa: E731 - a pair of inverses
-    to_score = lambda share: baseline + sign * share / 100 * abs(baseline)  # noqa: E731
+
+    def to_percent(score: float) -> float:
+        return sign * 100 * (score - baseline) / abs(baseline)
+
+    def to_score(share: float) -> float:
+        return baseline + sign * share / 100 * abs(baseline)
+
     other = axes.secondary_yaxis("right", functions=(to_percent, to_score))
     other.yaxis.set_major_locator(MaxNLocator(nbins=8))
     other.yaxis.set_major_formatter(PercentFormatter(decimals=None, symbol=" %"))
@@ -241,16 +257,15 @@ def _write_head(figure: Figure, drawing: _Drawing) -> None:
     share = f" ({100 * best / abs(drawing.baseline):.2f} %)" if drawing.baseline else ""
     promotions = f"{len(drawing.line)} promotion{'' if len(drawing.line) == 1 else 's'}"
     told = f"confirmed {numbers(history).gain(best)}{share} by {promotions}" if drawing.line else "nothing promoted"
+    figure.text(0.068, 0.948, _glyphs(study), fontsize=15, fontweight="bold", color=INK, parse_math=False)
+    summary = f"{len(history.experiments)} experiments, {len(history.trials)} trials, {told}"
+    figure.text(0.068, 0.914, summary, fontsize=BODY + 0.5, color=PALE)
     marked = ", self-reported" if history.self_reported else ""
     way = "lower is better" if history.direction == "minimize" else "higher is better"
-    figure.text(0.068, 0.945, _glyphs(study), fontsize=15, fontweight="bold", color=INK, parse_math=False)
-    summary = f"{len(history.experiments)} experiments, {len(history.trials)} trials, {told}"
-    figure.text(0.068, 0.91, summary, fontsize=BODY + 0.5, color=PALE)
     axis = f"{_glyphs(history.metric)}{marked}, {way}"
-    figure.text(0.675, 0.945, axis, fontsize=BODY, color=INK, ha="right", parse_math=False)
-    figure.text(
-        0.675, 0.91, "score on the left, gain over the baseline on the right", fontsize=SMALL, color=PALE, ha="right"
-    )
+    figure.text(0.022, 0.872, axis, fontsize=SMALL, color=INK, parse_math=False)
+    if drawing.baseline:
+        figure.text(0.724, 0.872, "gain over the baseline", fontsize=SMALL, color=PALE, ha="right")
 
 
 def _write_side(figure: Figure, drawing: _Drawing) -> None:
@@ -260,14 +275,14 @@ def _write_side(figure: Figure, drawing: _Drawing) -> None:
     for text in legend.get_texts():
         text.set_color(INK)
         text.set_fontsize(SMALL + 0.5)
-    figure.text(left, 0.555, "Promotions", fontsize=BODY + 1, fontweight="bold", color=INK)
+    figure.text(left, 0.585, "Promotions", fontsize=BODY + 1, fontweight="bold", color=INK)
     if not drawing.line:
-        figure.text(left, 0.515, "none: nothing has reproduced", fontsize=SMALL + 0.5, color=PALE)
+        figure.text(left, 0.545, "none: nothing has reproduced", fontsize=SMALL + 0.5, color=PALE)
     earlier = len(drawing.line) - LISTED
     if earlier > 0:
-        figure.text(left + 0.09, 0.555, f"({earlier} earlier ones not listed)", fontsize=SMALL - 0.5, color=PALE)
+        figure.text(left + 0.09, 0.585, f"({earlier} earlier ones not listed)", fontsize=SMALL - 0.5, color=PALE)
     for place, step in enumerate(drawing.line[-LISTED:]):
-        _write_promotion(figure, drawing, step, left, 0.515 - 0.05 * place)
+        _write_promotion(figure, drawing, step, left, 0.545 - 0.05 * place)
 
 
 def _write_promotion(figure: Figure, drawing: _Drawing, step: Step, left: float, y: float) -> None:
@@ -275,11 +290,10 @@ def _write_promotion(figure: Figure, drawing: _Drawing, step: Step, left: float,
     number = str(step.promotion.number)
     figure.text(left + 0.016, y, number, fontsize=SMALL, fontweight="bold", color=CONFIRMED, ha="right")
     figure.text(left + 0.024, y, change, fontsize=SMALL, color=INK, parse_math=False)
-    interval = ""
+    interval, write = "", numbers(drawing.history)
     if step.verdict is not None:
-        interval = f"   95 %: {numbers(drawing.history).gain(step.verdict.low)} to {step.verdict.high:+.{4}f}"
-    gain = numbers(drawing.history).gain(step.gain)
-    figure.text(left + 0.024, y - 0.022, f"{gain}{interval}", fontsize=SMALL - 1, color=PALE)
+        interval = f"   95 %: {write.gain(step.verdict.low)} to {write.gain(step.verdict.high)}"
+    figure.text(left + 0.024, y - 0.022, f"{write.gain(step.gain)}{interval}", fontsize=SMALL - 1, color=PALE)
 
 
 _Look = tuple[str, dict[str, object]]
@@ -288,7 +302,10 @@ _Look = tuple[str, dict[str, object]]
 def _legend(drawing: _Drawing) -> list[_Look]:
     dot: dict[str, object] = {"marker": "o", "linestyle": ""}
     return [
-        ("confirmed champion, 95 % interval", {"color": CONFIRMED, "linewidth": 2.4, "marker": "o", "markersize": 8}),
+        (
+            "confirmed champion, 95 % interval",
+            {"color": CONFIRMED, "linewidth": 2.4, "marker": "o", "markersize": 8},
+        ),
         ("claimed: best screening, one seed", {"color": CLAIMED, "linewidth": 1.3, "linestyle": (0, (5, 3))}),
         ("baseline", {"color": PALE, "linewidth": 1.0, "linestyle": (0, (1, 2))}),
         ("promoted", {**dot, "color": KEPT, "markeredgecolor": CONFIRMED, "markersize": 7, "markeredgewidth": 1.6}),

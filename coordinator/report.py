@@ -73,7 +73,8 @@ def _summary(history: History, line: Sequence[Step]) -> str:
     ideas, trials = count(len(history.experiments), "idea"), count(len(history.trials), "trial")
     told = f"{ideas}, {trials}: {_fates(history)}."
     if not line:
-        return f"{told} **Nothing was promoted: the baseline is still the champion.**"
+        so_far = "" if history.finished else " so far"
+        return f"{told} **Nothing was promoted{so_far}: the baseline is still the champion.**"
     share = percent(line[-1].total, history.baseline_score())
     gain = f"{numbers(history).gain(line[-1].total)}{f' ({share})' if share else ''}"
     return f"{told} **{count(len(line), 'promotion')}: a published gain of {gain} over the baseline.**"
@@ -194,13 +195,13 @@ def _outcome(history: History, trial: TrialFinished | None) -> str:
 
 
 def _why_none(history: History) -> str:
-    return f"## Why nothing was promoted\n\n{_reason_for_none(history)}"
+    return f"## Why nothing was promoted{'' if history.finished else ' so far'}\n\n{_reason_for_none(history)}"
 
 
 def _reason_for_none(history: History) -> str:
     status = Counter(experiment.status for experiment in history.experiments)
     if not history.experiments:
-        return "No idea was admitted: nothing was tried."
+        return "No idea was admitted; there was nothing to try."
     if any(experiment.claims for experiment in history.experiments):
         return f"Ideas were claimed, and none of the claims ended in a promotion.\n\n{_claims(history)}"
     if status["kept"]:

@@ -80,7 +80,7 @@ class Scribe:
         for number, score in enumerate(scores):
             self.trial("calibrate", self.champion, 1000 + number, score, node=f"uid-{('ant', 'bee')[number % 2]}")
 
-    def trial(  # noqa: PLR0913 - a fact has many parts
+    def trial(
         self,
         purpose: Purpose,
         candidate: str,
@@ -179,7 +179,7 @@ class Scribe:
             evidence += both
         return tuple(evidence)
 
-    def judge(  # noqa: PLR0913 - a verdict has many parts
+    def judge(
         self,
         idea: ExperimentAdmitted,
         evidence: tuple[str, ...],
