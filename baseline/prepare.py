@@ -210,12 +210,12 @@ def read_prepared(folder: Path) -> dict[str, object] | None:
 
 def prepare(out: Path) -> dict[str, object]:
     """Leave a finished corpus in `out`, whatever an earlier, killed run left behind; return its manifest."""
+    _remove_stale(out)
     manifest = read_prepared(out)
     if manifest is not None:
         print(f"{out}: already prepared by Python {manifest['python']}")
         return manifest
     out.parent.mkdir(parents=True, exist_ok=True)
-    _remove_stale(out)
     documents = standard_library()
     print(f"standard library of Python {platform.python_version()}: {len(documents)} files", flush=True)
     aside = Path(tempfile.mkdtemp(prefix=_aside_prefix(out), dir=out.parent))
