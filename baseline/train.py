@@ -44,7 +44,7 @@ VALUE_EMBEDDING = True
 
 # ---- Known techniques that are shipped OFF, on purpose: an offline search then has something real to find. They are no
 # secret (each is worth 2 to 4 % here), and a swarm that switches one on has discovered nothing new.
-# Add an embedding of the hashed (previous, current) pair of tokens (modded-nanogpt, 2026), from a table of so many rows.
+# Add an embedding of the hashed (previous, current) pair of tokens, from a table of so many rows (modded-nanogpt, 2026)
 BIGRAM = False
 BIGRAM_ROWS = 4096  # range: 512..16384 log
 # Mix the previous token's embedding into each token's, by a learned weight per channel (modded-nanogpt, 2025).
