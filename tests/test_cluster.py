@@ -350,13 +350,14 @@ def test_sweep_ends_everything_with_the_mark_and_nothing_else(lab: Lab) -> None:
     node = lab.member("one")
     lab.cluster.appoint(node.id, b"")
     agent, other = ask(lab.cluster, node)["pid"], lab.find(lab.two, "raylet/raylet")
-    temp_dir = next(iter(processes.remembered(lab.one))).temp_dir
+    temp_dir = Path(processes.remembered(lab.one)[0].temp_dir)
+    assert temp_dir.stat().st_mode & 0o777 == 0o700, "Ray's sockets are nobody else's"
     began_at = time.monotonic()
     ended = clusters.sweep(lab.one)
     assert time.monotonic() - began_at < 5
     assert agent in ended and len(ended) >= 5  # start, raylet, Ray's two helpers, agent
     assert not processes.marked(lab.one)
-    assert not Path(temp_dir).exists()
+    assert not temp_dir.exists()
     assert lab.find(lab.two, "raylet/raylet") == other
 
 
@@ -397,6 +398,29 @@ def test_a_pid_that_was_used_again_is_not_adopted(sleeper: Started, tmp_path: Pa
     registry.write_text(registry.read_text().replace(str(sleeper.process.created), str(sleeper.process.created - 1)))
     assert clusters.adopt_node(tmp_path, "nowhere:1") is None
     clusters.sweep(tmp_path)
+
+
+JOIN = """
+import os, sys
+from pathlib import Path
+from swarm.cluster import Started, join_loop, processes
+home = Path(sys.argv[1])
+def start():
+    process = processes.launch(["sleep", "100"], os.environ | {"SWARM_HOME": str(home)}, home / "log")
+    print("joined", flush=True)
+    return Started("node", "n", process, str(home), "nowhere:1", str(home / "temp"), (process,))
+join_loop(start, home)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_join_loop_ends_all_on_a_signal(tmp_path: Path, number: signal.Signals) -> None:
+    with subprocess.Popen([sys.executable, "-c", JOIN, str(tmp_path)], stdout=subprocess.PIPE) as loop:
+        assert loop.stdout and loop.stdout.readline() == b"joined\n"
+        assert len(processes.marked(tmp_path)) == 1
+        loop.send_signal(number)
+        assert loop.wait(5) == 0
+    assert not processes.marked(tmp_path)
 
 
 def test_a_registry_cut_short_is_no_registry(tmp_path: Path) -> None:

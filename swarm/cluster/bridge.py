@@ -107,6 +107,8 @@ class Bridge:
             return Silence(_reason(error), dead=True)
         except RayTaskError as error:  # the agent itself raised
             return Silence(f"the agent raised {_reason(error)}", dead=False)
+        except RayError as error:  # the answer was lost on its way
+            return Silence(_reason(error), dead=False)
 
     def _appoint(self, call: frames.Appoint) -> frames.Answer:
         node = next((node for node in _living() if node["NodeID"] == call.node_id), None)

@@ -36,11 +36,12 @@ def answers(address: str, timeout_s: float = 2.0) -> bool:
         return False
 
 
-def is_of_this_machine(host: str) -> bool:
-    """Whether the address belongs to an interface of this machine."""
+def own_address(host: str) -> str:
+    """The IP address behind the name when it belongs to an interface of this machine, else nothing."""
     with socket.socket(socket.AF_INET) as trial:
         try:
             trial.bind((host, 0))
         except OSError:
-            return False
-    return True
+            return ""
+        ip: str = trial.getsockname()[0]
+        return ip

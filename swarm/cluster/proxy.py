@@ -1,7 +1,7 @@
 """The coordinator's side of the cluster: keeps a bridge process running and asks it. Imports no ray.
 
 A bridge may die at any moment (killed, or ended by Ray because the head stayed away); the next call starts another.
-Not covered: a head that is frozen, so that its machine still accepts connections; a call to it takes 10 s to fail.
+Not covered: a head that is frozen while its machine still accepts connections; a call to it takes 10 to 30 s to fail.
 """
 
 import logging
@@ -16,7 +16,7 @@ from pathlib import Path
 
 from swarm.cluster import frames
 from swarm.cluster.port import Member, Silence
-from swarm.cluster.ports import answers, is_of_this_machine
+from swarm.cluster.ports import answers, own_address
 from swarm.cluster.processes import last_lines
 from swarm.cluster.starting import QUICK, Timing, ray_environment, refuse_known_mistakes
 from swarm.codec import DecodeError
@@ -122,9 +122,8 @@ class RayCluster:
             raise ClusterError(f"the head of the cluster at {self._address} does not answer")
 
     def _start(self) -> "_BridgeProcess":
-        host = self._address.rpartition(":")[0]
-        command = [sys.executable, "-P", "-m", "swarm.cluster.bridge", self._address]
-        command.append(host if is_of_this_machine(host) else "")
+        own = own_address(self._address.rpartition(":")[0])
+        command = [sys.executable, "-P", "-m", "swarm.cluster.bridge", self._address, own]
         environment = ray_environment(self._home, self._token_file, self._timing)
         self._log_file.parent.mkdir(parents=True, exist_ok=True)
         self._log_file.unlink(missing_ok=True)

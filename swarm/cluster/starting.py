@@ -33,6 +33,7 @@ THIS_MACHINE = "127.0.0.2"
 
 _START_S = 90.0  # 2 s on an idle machine, 11 s on a loaded one, 24 s with an unreachable name server
 _OBJECT_STORE_BYTES = 80_000_000  # just above the least that Ray takes; replies are small
+_RAY = "r"  # Ray's folder inside our temp dir
 _PR_SET_PDEATHSIG = 1
 
 
@@ -215,11 +216,21 @@ def _start(
     environment: dict[str, str],
     die_with_parent: bool,
 ) -> Started:
-    # Ray puts sockets below it, and the path of a socket may have 107 characters: no long TMPDIR.
+    # Sockets lie below it, and the path of a socket may have 107 characters: no long TMPDIR. Ray opens its own folder
+    # to everybody on the machine (0777, and the object store asks for no token); the one around it stays ours (0700).
     temp_dir = Path(tempfile.mkdtemp(prefix="swarm-", dir="/tmp"))
     log_file = home / "run" / f"{role}.log"
     log_file.unlink(missing_ok=True)
-    command = [sys.executable, "-P", "-m", "ray.scripts.scripts", "start", "--block", *options, *_common(temp_dir)]
+    command = [
+        sys.executable,
+        "-P",
+        "-m",
+        "ray.scripts.scripts",
+        "start",
+        "--block",
+        *options,
+        *_common(temp_dir / _RAY),
+    ]
     process = processes.launch(command, environment, log_file, _die_with_parent() if die_with_parent else None)
     started = Started(role, name, process, str(home.absolute()), address, str(temp_dir))
     processes.remember(started)  # already: a crash from here on leaves nothing that can not be found
@@ -260,7 +271,7 @@ def _common(temp_dir: Path) -> list[str]:
 
 def _wait_until_ready(started: Started, log_file: Path) -> None:
     """Ray writes the head's address into its temp dir as the last act before it blocks."""
-    ready = Path(started.temp_dir) / "ray_current_cluster"
+    ready = Path(started.temp_dir) / _RAY / "ray_current_cluster"
     deadline = time.monotonic() + _START_S
     while not ready.exists():
         output = log_file.read_text(errors="replace")
