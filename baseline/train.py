@@ -4,7 +4,7 @@
     python train.py --data data/train --out out --seed 0 --budget stream.bin    # as the swarm runs it
 
 `--budget FILE` is the whole of what may be learnt from: one flat array of uint16 tokens, written for this trial by its
-runner (pieces of 512 consecutive tokens, drawn by the seed; a border between two pieces just costs a little loss).
+runner (pieces of 256 consecutive tokens, drawn by the seed; a border between two pieces just costs a little loss).
 Every token is a training target at most once, so SEQ_LEN and BATCH may change, the number of tokens may not.
 `--budget 205k` draws such a stream here. What this file prints is for people: scores are computed elsewhere, from the
 predictions that `load` gives.
@@ -325,7 +325,7 @@ def read_stream(budget: str, data: Path, seed: int) -> np.ndarray:
         raise ValueError(f"--budget {budget} is neither a file nor a number of tokens such as 205k")
     count = int(float(number[1]) * {"": 1, "k": 1_000, "m": 1_000_000}[number[2].lower()])
     tokens = np.memmap(data / "tokens.bin", dtype="<u2", mode="r")
-    piece = min(512, len(tokens) - 1)
+    piece = min(256, len(tokens) - 1)
     starts = np.random.default_rng(seed).integers(0, len(tokens) - piece, size=-(-count // piece))
     return np.concatenate([tokens[:0], *(tokens[start : start + piece] for start in starts)])[:count]
 

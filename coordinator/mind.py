@@ -191,11 +191,7 @@ class Mind:
         ratio = sum(p.candidate_cpu_s for p in claim.pairs) / max(1e-9, sum(p.champion_cpu_s for p in claim.pairs))
         ratio *= self.state.cpu_ratio.get(claim.base, 1.0)
         allowed = self.config.decision.cpu_ratio
-        return (
-            ""
-            if ratio <= allowed
-            else f"rejected: it takes {ratio:.2f}x the baseline's CPU time, {allowed:g}x is allowed"
-        )
+        return "" if ratio <= allowed else f"it takes {ratio:.2f}x the baseline's CPU time, {allowed:g}x is allowed"
 
     def _close(self, claim: Claim, reason: str, now: float) -> Verdict:
         gains = [pair.gain for pair in claim.pairs]
@@ -245,7 +241,7 @@ class Mind:
         return carried
 
     def _promotions(self, now: float) -> list[Action]:
-        """Accepted claims, oldest first: land on the champion they were measured on, else be carried onto the new one."""
+        """Accepted claims, oldest first: landed where they were measured, else carried onto the new champion."""
         for claim in self.state.landing():
             if claim.base != self.state.champion:
                 return [self._carry_accepted(claim, now)]

@@ -215,7 +215,7 @@ class Agent:
         return "waiting for admission" if memory.waiting else "waiting for an idea"
 
     def _run_block(self, workshop: Workshop, lease: Lease) -> None:
-        """All trials of a block without a break; a disturbed one ends the block, and the coordinator draws a new one."""
+        """All trials of a block without a break; a disturbed one ends the block, the coordinator draws a new one."""
         for spec in lease.block.trials:
             run = self._run(workshop, spec)
             with self._work:

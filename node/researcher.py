@@ -316,7 +316,8 @@ class Researcher:
             return []
         self._reset_tip()
         facts = self._rebase_queue(now)
-        if old.champion and old.tip != old.champion:
+        claimed = old.tip_experiment in old.claimed  # the coordinator carries a claim over itself
+        if old.champion and old.tip != old.champion and not claimed:
             self._offer_old_tip(old)
         return facts
 

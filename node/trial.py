@@ -30,6 +30,12 @@ from swarm.task import Task, bundle, command, editable_only, read_frozen, unbund
 
 PREFIX = "trial-"
 FULL_DISK_BYTES = 16 * 2**20  # below this a candidate that failed gets no blame
+# glibc gives large blocks back to the kernel and takes them again at every step: 6 to 13 % of a CPU trial.
+MALLOC = {
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": "1000000000",
+    "MALLOC_TOP_PAD_": "67108864",
+}
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
 
@@ -197,6 +203,7 @@ class _Trial:
             "PYTHONUNBUFFERED": "1",  # the last lines of what is killed are the ones that matter
             "PYTHONHASHSEED": str(seed % 2**32),  # one seed, one run: the order of sets, too
             "SWARM_SEED": str(seed),
+            **MALLOC,
             MARK: str(home),
         }
         return Box(argv, readable, scratch, self.spec.limits, environment, answers)

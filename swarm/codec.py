@@ -4,7 +4,6 @@ Everything that comes from outside this process is parsed here, strictly (unknow
 refused), so that the rest may trust its types.
 """
 
-from functools import cache
 from typing import Any, TypeVar
 
 import msgpack
@@ -20,9 +19,13 @@ class DecodeError(SwarmError):
     """Bytes that are not the record they should be."""
 
 
-@cache
+_ADAPTERS: dict[Any, TypeAdapter[Any]] = {}  # building one takes milliseconds
+
+
 def _adapter(kind: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(kind)
+    if kind not in _ADAPTERS:
+        _ADAPTERS[kind] = TypeAdapter(kind)
+    return _ADAPTERS[kind]
 
 
 def pack(record: object, kind: Any = None) -> bytes:

@@ -1,14 +1,14 @@
 """Every error the swarm raises on purpose.
 
-    SwarmError
-    ├── PrerequisiteError      the user can fix it: printed without a traceback, ends with the fix
-    │   ├── ConfigError        a TOML file says something that cannot be obeyed
-    │   └── TaskError          a task folder is not what it claims to be
-    ├── ProposalError          a proposer gave nothing usable; costs no trial
-    ├── ForgeError             the forge refused or could not be reached
-    ├── ClusterError           Ray or a node did not answer
-    ├── TreeMismatch           about to land another tree than the one that was measured
-    └── StaleEpoch             an older coordinator spoke to an agent
+SwarmError
+├── PrerequisiteError      the user can fix it: printed without a traceback, ends with the fix
+│   ├── ConfigError        a TOML file says something that cannot be obeyed
+│   └── TaskError          a task folder is not what it claims to be
+├── ProposalError          a proposer gave nothing usable; costs no trial
+├── ForgeError             the forge refused or could not be reached
+├── ClusterError           Ray or a node did not answer
+├── TreeMismatch           about to land another tree than the one that was measured
+└── StaleEpoch             an older coordinator spoke to an agent
 """
 
 from dataclasses import dataclass

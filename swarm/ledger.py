@@ -115,7 +115,8 @@ class Ledger:
         version = self._db.execute("PRAGMA user_version").fetchone()[0]
         if version > SCHEMA_VERSION:
             raise PrerequisiteError(
-                f"{self.path} was written by a newer swarm (format {version}, this one knows {SCHEMA_VERSION}); update the swarm"
+                f"{self.path} was written by a newer swarm (format {version}, this one knows {SCHEMA_VERSION}); "
+                "update the swarm"
             )
         if version == 0 and not read_only:
             self._db.executescript(f"BEGIN;{_SCHEMA}PRAGMA user_version = {SCHEMA_VERSION};COMMIT;")

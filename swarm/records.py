@@ -398,7 +398,7 @@ class ClaimRaised:
 
 @dataclass(frozen=True)
 class Carried:
-    """An accepted idea was carried onto a champion that had moved meanwhile; the new tree has to be confirmed itself."""
+    """An idea was carried onto a champion that had moved meanwhile; the new tree has to be confirmed itself."""
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
     experiment: str

@@ -5,6 +5,7 @@ from pathlib import Path
 from random import Random
 
 import pytest
+from simulation import Killed, Swarm, World
 
 from coordinator.service import Service
 from swarm.records import (
@@ -18,7 +19,6 @@ from swarm.records import (
     TrialFinished,
     Verdict,
 )
-from tests.simulation import Killed, Swarm, World
 
 TRUE_GAINS = {"GOOD": 0.09, "SMALL": 0.03}
 NULLS = {f"NULL_{i}": 0.0 for i in range(6)}

@@ -57,10 +57,14 @@ def load(use: str, seed: int, options: Mapping[str, str]) -> Proposer:
     module, _, name = SHORT_NAMES.get(use, use).partition(":")
     if not name:
         known = ", ".join(SHORT_NAMES)
-        raise ConfigError(f"proposer {use!r} is unknown; choose one of {known}, or name your own as package.module:Class")
+        raise ConfigError(
+            f"proposer {use!r} is unknown; choose one of {known}, or name your own as package.module:Class"
+        )
     try:
         cls = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
-        raise ConfigError(f"proposer {use!r} cannot be loaded: {error}; is its package installed on this node?") from error
+        raise ConfigError(
+            f"proposer {use!r} cannot be loaded: {error}; is its package installed on this node?"
+        ) from error
     proposer: Proposer = cls(seed=seed, options=options)
     return proposer

@@ -1,4 +1,4 @@
-"""`swarm status`, `log`, `show`, `leaderboard` and `export`: tables for people, JSON for programs, all from the ledger."""
+"""`swarm status`, `log`, `show`, `leaderboard`, `export`: tables for people, JSON for programs, from the ledger."""
 
 import json
 import time
@@ -11,7 +11,7 @@ from rich.table import Table
 
 from coordinator.leaderboard import leaderboard_md
 from coordinator.press import pages
-from swarm.cli import JSON, STUDY
+from swarm.cli.options import JSON, STUDY
 from swarm.cli.studies import facts_of, find
 from swarm.cli.words import Teller, plain
 from swarm.codec import fact_to_json

@@ -17,7 +17,7 @@ from node.hardware import doctor as examine
 from node.hardware import platform_of
 from node.sandbox.choice import choose_sandbox
 from node.trial import Workshop, run_trial
-from swarm.cli import JSON, STUDY
+from swarm.cli.options import JSON, STUDY
 from swarm.cli.read import find_experiment
 from swarm.cli.run import make_forge
 from swarm.cli.studies import facts_of, find
@@ -146,7 +146,10 @@ def _score(workshop: Workshop, files: Files, seed: int, wall_s: float) -> float:
 
 
 def _sentence(interval: Interval, claimed: Claimed, metric: str) -> str:
-    told = f"{metric} better by {interval.mean:.4f} (95 % interval {interval.low:.4f} to {interval.high:.4f}, {interval.n} seeds); published {claimed.published:.4f}"
+    told = (
+        f"{metric} better by {interval.mean:.4f} (95 % interval {interval.low:.4f} to {interval.high:.4f}, "
+        f"{interval.n} seeds); published {claimed.published:.4f}"
+    )
     if interval.low > 0:
         return f"it holds: {told}"
     if interval.high < 0:
@@ -165,9 +168,8 @@ def init(folder: Path, metric: str, maximize: bool, seconds: float) -> None:
         _write_example(folder, metric)
         click.echo(f"{folder}/train.py and program.md: a small example; replace them by your own")
     init_task(folder, metric=metric, direction="maximize" if maximize else "minimize", seconds=seconds)
-    click.echo(
-        f"{folder}/task.toml written; run it with: swarm run --set task={folder} --set study={folder.resolve().name.lower()}"
-    )
+    name = folder.resolve().name.lower()
+    click.echo(f"{folder}/task.toml written; run it with: swarm run --set task={folder} --set study={name}")
 
 
 def _write_example(folder: Path, metric: str) -> None:

@@ -70,7 +70,7 @@ class LiveView:
         self._live.update(self._draw(mind, now))
 
     def _draw(self, mind: Mind, now: float) -> Group:
-        parts = [self._head(mind, now), self._nodes(mind), _champion(mind.state)]
+        parts: list[Text | Table] = [self._head(mind, now), self._nodes(mind), _champion(mind.state)]
         claims = mind.state.open_claims()
         if claims:
             parts.append(_claims(claims, mind.state))
@@ -85,7 +85,8 @@ class LiveView:
         phase = f"final comparison ({ending})" if ending else "exploring" if state.noise else "calibrating"
         return Text(
             f"{mind.config.study}: {phase}, {spent / 60:.1f} of {wall / 60:g} min, {state.trials} trials, "
-            f"{len(state.experiments)} experiments, {len(state.promotions)} promoted, nodes busy {self._busy.share:.0%}{money}",
+            f"{len(state.experiments)} experiments, {len(state.promotions)} promoted, "
+            f"nodes busy {self._busy.share:.0%}{money}",
             style="bold",
         )
 

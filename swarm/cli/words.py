@@ -69,7 +69,8 @@ class Teller:
             case NodeLost():
                 return f"node {self._node(fact.node)} lost: {fact.reason}"
             case TrialDisturbed():
-                return f"trial {fact.trial[:8]} on {self._node(fact.node)} disturbed: {fact.failure.message}; it is run again"
+                where = f"trial {fact.trial[:8]} on {self._node(fact.node)}"
+                return f"{where} disturbed: {fact.failure.message}; it is run again"
             case BlockLost():
                 return f"block {fact.block[:8]} lost: {fact.reason}; a new one is drawn"
             case Trouble():
@@ -83,7 +84,7 @@ class Teller:
                     f"{'kept   ' if fact.kept else 'dropped'} {self._experiment(fact.experiment)}{gain}: {fact.reason}"
                 )
             case ClaimRaised():
-                return f"claim   {self._experiment(fact.experiment)} beats the champion by {fact.gain:.4f}; asks for confirmation"
+                return f"claim   {self._experiment(fact.experiment)} beats the champion by {fact.gain:.4f} on one seed"
             case BlockDrawn() if fact.purpose == "confirm":
                 ideas = ", ".join(f"experiment {self._numbers.get(e, '?')}" for e in fact.experiments)
                 return f"confirm {ideas} on fresh seed {fact.seeds[0]} at {self._node(fact.node)}"
@@ -98,7 +99,8 @@ class Teller:
             case Promotion():
                 return f"PROMOTED {self._experiment(fact.experiment)}: pull request {fact.request}"
             case Spent():
-                return f"spent {fact.usage.dollars:.4f} dollars, {fact.usage.input_tokens + fact.usage.output_tokens} tokens"
+                tokens = fact.usage.input_tokens + fact.usage.output_tokens
+                return f"spent {fact.usage.dollars:.4f} dollars, {tokens} tokens"
             case StudyFinished():
                 return f"study finished: {fact.reason}"
             case _:
