@@ -240,7 +240,7 @@ def _draw_percent(axes: Axes, drawing: _Drawing) -> None:
     def to_score(share: float) -> float:
         return baseline + sign * share / 100 * abs(baseline)
 
-    other = axes.secondary_yaxis("right", functions=(to_percent, to_score))
+    other = axes.secondary_yaxis("right", functions=(to_percent, to_score))  # type: ignore[arg-type]  # asks for arrays too
     other.yaxis.set_major_locator(MaxNLocator(nbins=8))
     other.yaxis.set_major_formatter(PercentFormatter(decimals=None, symbol=" %"))
     other.tick_params(colors=PALE, labelcolor=PALE, labelsize=SMALL, length=0)
