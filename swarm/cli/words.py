@@ -80,9 +80,8 @@ class Teller:
         match fact:
             case Screened():
                 gain = "" if fact.gain is None else f" ({fact.gain:+.4f})"
-                return (
-                    f"{'kept   ' if fact.kept else 'dropped'} {self._experiment(fact.experiment)}{gain}: {fact.reason}"
-                )
+                fate = "kept   " if fact.kept else "aside  " if "the branch moved" in fact.reason else "dropped"
+                return f"{fate} {self._experiment(fact.experiment)}{gain}: {fact.reason}"
             case ClaimRaised():
                 return f"claim   {self._experiment(fact.experiment)} beats the champion by {fact.gain:.4f} on one seed"
             case BlockDrawn() if fact.purpose == "confirm":
