@@ -108,6 +108,7 @@ class Service:
     _pages_at: float = field(init=False, default=0.0)
     _facts: list[Fact] = field(init=False, default_factory=list)  # the ledger, as read; pages are made from it
     _told_at: dict[tuple[str, str], float] = field(init=False, default_factory=dict)
+    _published: tuple[int, bool] = field(init=False, default=(0, False))
     _stop: bool = field(init=False, default=False)
 
     def __post_init__(self) -> None:
@@ -392,13 +393,19 @@ class Service:
         written = pages(history(self._facts), self.study.config.notes)
         for name, content in written.items():
             _write(self.study.folder / name, content)
-        if self.mind.state.promotions or self.mind.state.finished:
-            board = written[LEADERBOARD]
-            assert isinstance(board, str)
-            try:
-                self.forge.publish({LEADERBOARD: board}, f"Leaderboard of {self.study.name}")
-            except ForgeError as error:
-                self._trouble("forge", str(error))
+        self._publish(str(written[LEADERBOARD]))
+
+    def _publish(self, board: str) -> None:
+        """The shared branch shows the leaderboard as of the last promotion and of the end: no commit for every minute."""
+        state = self.mind.state
+        news = (len(state.promotions), state.finished is not None)
+        if news in ((0, False), self._published):
+            return
+        try:
+            self.forge.publish({LEADERBOARD: board}, f"Leaderboard of {self.study.name}")
+            self._published = news
+        except ForgeError as error:
+            self._trouble("forge", str(error))
 
 
 def _write(path: Path, content: str | bytes) -> None:
