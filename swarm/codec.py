@@ -1,13 +1,15 @@
 """Records to bytes and back: msgpack on the wire and in spools, JSON in the ledger.
 
 Everything that comes from outside this process is parsed here, strictly (unknown keys, NaN and wrong types are
-refused), so that the rest may trust its types.
+refused), so that the rest may trust its types. What no reader would accept is not written either: one NaN in a ledger
+or a spool would close it for ever.
 """
 
 from typing import Any, TypeVar
 
 import msgpack
 from pydantic import TypeAdapter, ValidationError
+from pydantic_core import PydanticSerializationError
 
 from swarm.errors import SwarmError
 from swarm.records import Fact
@@ -17,6 +19,10 @@ T = TypeVar("T")
 
 class DecodeError(SwarmError):
     """Bytes that are not the record they should be."""
+
+
+class EncodeError(SwarmError):
+    """A record that no reader would accept: it holds NaN, a wrong type, or text that is not Unicode."""
 
 
 _ADAPTERS: dict[Any, TypeAdapter[Any]] = {}  # building one takes milliseconds
@@ -29,9 +35,18 @@ def _adapter(kind: Any) -> TypeAdapter[Any]:
 
 
 def pack(record: object, kind: Any = None) -> bytes:
-    """One record as msgpack."""
-    plain = _adapter(kind or type(record)).dump_python(record)
-    packed: bytes = msgpack.packb(plain, use_bin_type=True)
+    """One record as msgpack.
+
+    Raises:
+        EncodeError: `unpack` would refuse it.
+    """
+    adapter = _adapter(kind or type(record))
+    try:
+        plain = adapter.dump_python(record, warnings="none")
+        adapter.validate_python(plain)
+        packed: bytes = msgpack.packb(plain, use_bin_type=True)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise EncodeError(f"{type(record).__name__} cannot be written: {error}") from error
     return packed
 
 
@@ -43,14 +58,24 @@ def unpack(data: bytes, kind: type[T]) -> T:
     """
     try:
         record: T = _adapter(kind).validate_python(msgpack.unpackb(data, raw=False, strict_map_key=False))
-    except (ValidationError, ValueError, msgpack.UnpackException) as error:
-        raise DecodeError(f"not a {getattr(kind, '__name__', kind)}: {error}") from error
+    except (ValueError, TypeError, msgpack.UnpackException) as error:  # TypeError: a map whose key is a list
+        raise DecodeError(f"not a {getattr(kind, '__name__', 'fact')}: {str(error) or type(error).__name__}") from error
     return record
 
 
 def fact_to_json(fact: Fact) -> str:
-    """A fact as one line of JSON, the form in which the ledger holds it."""
-    return _adapter(Fact).dump_json(fact).decode()
+    """A fact as one line of JSON, the form in which the ledger holds it.
+
+    Raises:
+        EncodeError: `fact_from_json` would refuse it.
+    """
+    adapter = _adapter(Fact)
+    try:
+        text = adapter.dump_json(fact, warnings="none")
+        adapter.validate_json(text)
+    except (ValidationError, PydanticSerializationError) as error:
+        raise EncodeError(f"{type(fact).__name__} cannot be written: {error}") from error
+    return text.decode()
 
 
 def fact_from_json(text: str) -> Fact:

@@ -11,13 +11,23 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import PydanticSerializationError
 
 from swarm.errors import ConfigError
 
+_SHOWN = 60  # characters of a refused value
+_MOST = 10**15  # whole numbers have to fit into the bytes that nodes get
+
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        allow_inf_nan=False,
+        coerce_numbers_to_str=True,  # `--set proposer.options.attempts=2`, and a study that is called 2026
+        use_attribute_docstrings=True,
+    )
 
 
 class Stop(_Section):
@@ -27,9 +37,9 @@ class Stop(_Section):
     """Time for the whole study, final comparison included; time spent switched off does not count."""
     final_minutes: float = Field(1.8, ge=0)
     """The part of it that is reserved for the final comparison."""
-    promotions: int = Field(0, ge=0)
+    promotions: int = Field(0, ge=0, le=_MOST)
     """End after so many promotions; 0 = no such rule."""
-    trials: int = Field(0, ge=0)
+    trials: int = Field(0, ge=0, le=_MOST)
     """End after so many finished trials; 0 = no such rule."""
 
 
@@ -38,7 +48,7 @@ class Caps(_Section):
 
     dollars: float = Field(0.0, ge=0)
     """Money spent on proposals."""
-    tokens: int = Field(0, ge=0)
+    tokens: int = Field(0, ge=0, le=_MOST)
     """Tokens read and written by proposers."""
     node_hours: float = Field(0.0, ge=0)
     """Hours that nodes spent inside trials."""
@@ -49,11 +59,11 @@ class Nodes(_Section):
 
     local: int = Field(2, ge=0, le=64)
     """Nodes that `swarm run` starts on this machine; each runs one trial at a time."""
-    threads: int = Field(1, ge=1)
+    threads: int = Field(1, ge=1, le=1024)
     """Threads of one trial on the CPU. One thread keeps runs bit-identical for a seed."""
     trial_wall_s: float = Field(120.0, gt=0)
     """A trial is killed after this time on the clock, whatever it does."""
-    memory_mb: int = Field(4096, ge=64)
+    memory_mb: int = Field(4096, ge=64, le=_MOST)
     """A trial is killed above this much resident memory."""
     poll_s: float = Field(0.5, gt=0)
     """Pause between two rounds of polling."""
@@ -134,59 +144,79 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
     raw = _read_toml(path) if path else {}
     for override in overrides:
         _override(raw, override)
-    return parse_config(raw, str(path or "configuration"))
+    return parse_config(raw, " and ".join([*([str(path)] if path else []), *(["--set"] if overrides else [])]))
 
 
 def parse_config(raw: Mapping[str, Any], where: str) -> Config:
-    """Validate a configuration that came as plain data."""
+    """Validate a configuration that came as plain data.
+
+    Raises:
+        ConfigError: what it says cannot be obeyed, or could not be written down.
+    """
     try:
         config = Config.model_validate(dict(raw))
+        config.to_json()
     except ValidationError as error:
         raise ConfigError("\n".join(_explain(where, detail) for detail in error.errors())) from error
+    except PydanticSerializationError as error:
+        raise ConfigError(f"{where}: a text holds bytes that are no Unicode; write it again") from error
     if config.stop.final_minutes >= config.stop.wall_minutes:
         raise ConfigError(
-            f"{where}: stop.final_minutes must be smaller than stop.wall_minutes; nothing would be explored"
+            f"{where}: stop.final_minutes = {config.stop.final_minutes:g} must be smaller than stop.wall_minutes = "
+            f"{config.stop.wall_minutes:g}; nothing would be explored"
         )
     return config
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text())
+        return tomllib.loads(path.read_text("utf-8"))
     except FileNotFoundError as error:
         raise ConfigError(
             f"no configuration at {path}; the shipped ones are in configs/, e.g. configs/laptop.toml"
         ) from error
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read: {error}") from error
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path} is not valid TOML: {error}") from error
+    except (ValueError, RecursionError) as error:  # ValueError: also a number of more than 4300 digits
+        raise ConfigError(f"{path} is not valid TOML: {error}; correct it there") from error
 
 
 def _override(raw: dict[str, Any], text: str) -> None:
     name, equals, value = text.partition("=")
-    if not equals:
-        raise ConfigError(f"--set {text!r}: write it as section.key=value")
     *sections, key = name.strip().split(".")
+    if not (equals and key and all(sections)):
+        raise ConfigError(f"--set {_printable(text)!r}: write it as section.key=value")
     place = raw
     for section in sections:
         place = place.setdefault(section, {})
         if not isinstance(place, dict):
-            raise ConfigError(f"--set {text!r}: {section} is a value, not a section")
+            raise ConfigError(
+                f"--set {_printable(text)!r}: {section} is a value, not a section; write section.key=value"
+            )
     try:
         place[key] = json.loads(value)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):  # no JSON: plain text
         place[key] = value
 
 
 def _explain(where: str, detail: Any) -> str:
     place = ".".join(str(part) for part in detail["loc"])
-    if detail["type"] != "extra_forbidden":
-        return f"{where}: {place} = {detail['input']!r}: {detail['msg']}"
-    valid = _keys(detail["loc"][:-1])
-    close = difflib.get_close_matches(str(detail["loc"][-1]), valid, n=1)
-    hint = f"did you mean {close[0]}?" if close else f"valid here: {', '.join(valid)}"
-    return f"{where}: {place}: unknown key; {hint}"
+    if detail["type"] == "extra_forbidden":
+        valid = _keys(detail["loc"][:-1])
+        close = difflib.get_close_matches(str(detail["loc"][-1]), valid, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"valid here: {', '.join(valid)}"
+        return f"{where}: {place}: unknown key; {hint}"
+    shown = _printable(repr(detail["input"]))
+    if detail["type"] == "string_pattern_mismatch":
+        return f"{where}: {place} = {shown}: use a-z, 0-9 and -, at most 41 characters, the first no -"
+    if detail["type"] == "model_type":
+        return f"{where}: {place} = {shown}: it is a section; set one of its keys: {', '.join(_keys(detail['loc']))}"
+    return f"{where}: {place} = {shown}: {detail['msg']}"
+
+
+def _printable(text: str) -> str:
+    text = text.encode("utf-8", "replace").decode()
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
 def _keys(sections: Sequence[str | int]) -> list[str]:
@@ -200,5 +230,13 @@ def _keys(sections: Sequence[str | int]) -> list[str]:
 
 
 def config_from_json(text: str) -> Config:
-    """The configuration that a ledger froze."""
-    return TypeAdapter(Config).validate_json(text)
+    """The configuration that a ledger froze.
+
+    Raises:
+        ConfigError: a version of the swarm wrote it that knows other keys.
+    """
+    try:
+        return Config.model_validate_json(text)
+    except ValidationError as error:
+        told = "; ".join(_explain("the configuration in the ledger", detail) for detail in error.errors())
+        raise ConfigError(f"{told}; another version of the swarm wrote it, so use that one") from error

@@ -7,19 +7,22 @@ The Spool keeps what a node has finished and not yet been thanked for, together 
 that both change in one transaction and a kill between them cannot happen.
 """
 
+import errno
 import fcntl
 import os
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
 
-from swarm.codec import fact_from_json, fact_to_json, pack, unpack_fact
+from swarm.codec import DecodeError, fact_from_json, fact_to_json, pack, unpack_fact
 from swarm.errors import PrerequisiteError
 from swarm.records import Fact
 
 SCHEMA_VERSION = 1
+_LEAST_ROOM_BYTES = 65_536  # the file that SQLite shares with readers takes 32 kB at once
 
 _SCHEMA = """
 CREATE TABLE fact (
@@ -70,6 +73,13 @@ CREATE VIEW promotion AS SELECT
 """
 
 
+_SPOOL_SCHEMA = """
+CREATE TABLE IF NOT EXISTS offered (seq INTEGER PRIMARY KEY, key TEXT UNIQUE, body BLOB);
+CREATE TABLE IF NOT EXISTS produced (key TEXT PRIMARY KEY);  -- audit: everything this node ever offered
+CREATE TABLE IF NOT EXISTS memory (name TEXT PRIMARY KEY, body BLOB);
+"""
+
+
 class Row(NamedTuple):
     """A fact and when it was committed."""
 
@@ -77,13 +87,64 @@ class Row(NamedTuple):
     fact: Fact
 
 
-def _connect(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
-    uri = f"{path.resolve().as_uri()}{'?mode=ro' if read_only else ''}"
-    connection = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False, timeout=10)
-    if not read_only:
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = FULL")  # a committed fact survives a power cut: p50 7 ms
+def _connect(
+    path: Path, *, prepare: Callable[[sqlite3.Connection], object], read_only: bool = False
+) -> sqlite3.Connection:
+    uri = f"{path.resolve().as_uri()}{_read_only(path) if read_only else ''}"
+    with _refusing(path), ExitStack() as stack:
+        connection = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False, timeout=10)
+        stack.callback(connection.close)
+        if not read_only:
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("PRAGMA synchronous = FULL")  # a committed fact survives a power cut: p50 7 ms
+        prepare(connection)
+        stack.pop_all()
     return connection
+
+
+def _read_only(path: Path) -> str:
+    """A reader of a WAL database writes two small files beside it, unless it is told that nobody writes."""
+    at_rest = not os.access(path.parent, os.W_OK) and not path.with_name(f"{path.name}-wal").exists()
+    return "?mode=ro&immutable=1" if at_rest else "?mode=ro"
+
+
+@contextmanager
+def _refusing(path: Path) -> Iterator[None]:
+    """Turn what SQLite says into an error that people can mend.
+
+    Raises:
+        OSError: the disk is full.
+        PrerequisiteError: the file is damaged, is something else, or cannot be opened.
+    """
+    try:
+        yield
+    except sqlite3.DatabaseError as error:
+        if "disk is full" in str(error) or _no_room(path, error):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+        raise PrerequisiteError(f"{path} {_in_words(str(error))}") from error
+
+
+def _no_room(path: Path, error: sqlite3.DatabaseError) -> bool:
+    """SQLite calls it an I/O error when there is no room for the files beside the database."""
+    if not any(words in str(error) for words in ("disk I/O error", "unable to open")):
+        return False
+    disk = os.statvfs(path.parent)
+    return disk.f_bavail * disk.f_frsize < _LEAST_ROOM_BYTES and os.access(path.parent, os.W_OK)
+
+
+def _in_words(said: str) -> str:
+    if "not a database" in said:
+        return "is no ledger but some other file; move it away, or name another folder"
+    if "malformed" in said:
+        return "is damaged (cut short, or written by something else); bring it back from a copy, or move it away"
+    if "readonly" in said or "unable to open" in said:
+        return f"cannot be opened ({said}); mend the permissions of its folder, or name another folder"
+    return f"cannot be used: {said}; if another program holds it, end that, else bring it back from a copy"
+
+
+def _version(db: sqlite3.Connection) -> int:
+    """0 until its tables are there; a coordinator that was killed before it made them leaves such a file."""
+    return int(db.execute("PRAGMA user_version").fetchone()[0])
 
 
 class Ledger:
@@ -93,7 +154,8 @@ class Ledger:
         """Open or create the ledger.
 
         Raises:
-            PrerequisiteError: another coordinator writes to it, it is missing, or it is of a newer version.
+            PrerequisiteError: another coordinator writes to it, it is missing, damaged, or of a newer version.
+            OSError: the disk is full.
         """
         self.path = path
         self._lock: int | None = None
@@ -103,45 +165,61 @@ class Ledger:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._lock = _lock_file(path.with_suffix(".lock"))
         try:
-            self._db = _connect(path, read_only=read_only)
-            self._prepare(read_only)
-        except sqlite3.DatabaseError as error:
+            self._db = _connect(path, prepare=self._prepare, read_only=read_only)
+        except BaseException:
             self._release()
-            raise PrerequisiteError(
-                f"{path} cannot be used as a ledger: {error}; is the disk full, or is it another file?"
-            ) from error
+            raise
 
-    def _prepare(self, read_only: bool) -> None:
-        version = self._db.execute("PRAGMA user_version").fetchone()[0]
+    def _prepare(self, db: sqlite3.Connection) -> None:
+        version = _version(db)
         if version > SCHEMA_VERSION:
             raise PrerequisiteError(
                 f"{self.path} was written by a newer swarm (format {version}, this one knows {SCHEMA_VERSION}); "
                 "update the swarm"
             )
-        if version == 0 and not read_only:
-            self._db.executescript(f"BEGIN;{_SCHEMA}PRAGMA user_version = {SCHEMA_VERSION};COMMIT;")
+        tables = {name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        if (version == 0 and tables) or (version > 0 and "fact" not in tables):
+            raise PrerequisiteError(f"{self.path} is the database of some other program; name another folder")
+        if version == 0 and self._lock is not None:
+            db.executescript(f"BEGIN;{_SCHEMA}PRAGMA user_version = {SCHEMA_VERSION};COMMIT;")
 
     def append(self, facts: Iterable[Fact], at: float) -> list[Fact]:
-        """Commit facts in one transaction; return those that were new, in order. All or none."""
+        """Commit facts in one transaction; return those that were new, in order. All or none.
+
+        Raises:
+            OSError: the disk is full.
+            EncodeError: a fact that could not be read again.
+        """
         fresh: list[Fact] = []
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
+        with _refusing(self.path), _transaction(self._db):
             for fact in facts:
                 row = (fact.key, fact.kind, at, fact_to_json(fact))
                 if self._db.execute(
                     "INSERT OR IGNORE INTO fact (key, kind, at, body) VALUES (?, ?, ?, ?)", row
                 ).rowcount:
                     fresh.append(fact)
-            self._db.execute("COMMIT")
-        except BaseException:
-            self._db.execute("ROLLBACK")
-            raise
         return fresh
 
     def rows(self, *, after: int = 0) -> Iterator[Row]:
-        """All facts in the order of their commit."""
-        for at, body in self._db.execute("SELECT at, body FROM fact WHERE seq > ? ORDER BY seq", (after,)):
-            yield Row(at, fact_from_json(body))
+        """All facts in the order of their commit.
+
+        Raises:
+            PrerequisiteError: the file is damaged, or a version of the swarm wrote it that knows other facts.
+        """
+        with _refusing(self.path):
+            if _version(self._db) == 0:
+                return
+            query = "SELECT seq, at, body FROM fact WHERE seq > ? ORDER BY seq"
+            for seq, at, body in self._db.execute(query, (after,)):
+                yield Row(at, self._read(seq, body))
+
+    def _read(self, seq: int, body: str) -> Fact:
+        try:
+            return fact_from_json(body)
+        except DecodeError as error:
+            raise PrerequisiteError(
+                f"{self.path}: fact {seq} was written by another version of the swarm; use that one ({error})"
+            ) from error
 
     def facts(self) -> tuple[Fact, ...]:
         """All facts in the order of their commit."""
@@ -166,6 +244,19 @@ class Ledger:
         self.close()
 
 
+@contextmanager
+def _transaction(db: sqlite3.Connection) -> Iterator[None]:
+    """All or none. A full disk may have rolled it back already."""
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        db.execute("COMMIT")
+    except BaseException:
+        if db.in_transaction:
+            db.execute("ROLLBACK")
+        raise
+
+
 def _lock_file(path: Path) -> int:
     """Hold the writer's lock; the kernel gives it back when the process dies, so it can never be stale."""
     handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -175,11 +266,15 @@ def _lock_file(path: Path) -> int:
         holder = os.read(handle, 32).decode(errors="replace").strip() or "unknown"
         os.close(handle)
         raise PrerequisiteError(
-            f"a coordinator is already running on {path.parent} (process {holder}); "
-            "watch it with `swarm status`, or end it first with `swarm leave`"
+            f"a coordinator is already running on {path.parent} (process {holder}); watch it with "
+            f"`swarm status --study {path.parent}`, or end it first with `swarm leave --study {path.parent}`"
         ) from error
-    os.ftruncate(handle, 0)
-    os.write(handle, str(os.getpid()).encode())
+    try:
+        os.ftruncate(handle, 0)
+        os.write(handle, str(os.getpid()).encode())
+    except OSError as error:
+        os.close(handle)
+        raise OSError(error.errno, error.strerror, str(path)) from error
     return handle
 
 
@@ -187,27 +282,24 @@ class Spool:
     """What a node finished and the coordinator has not yet acknowledged, and the researcher's memory."""
 
     def __init__(self, path: Path) -> None:
+        """Open or create the spool.
+
+        Raises:
+            OSError: the disk is full.
+            PrerequisiteError: the file is damaged, or is something else.
+        """
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._db = _connect(path)
-        self._db.executescript(
-            "CREATE TABLE IF NOT EXISTS offered (seq INTEGER PRIMARY KEY, key TEXT UNIQUE, body BLOB);"
-            "CREATE TABLE IF NOT EXISTS produced (key TEXT PRIMARY KEY);"  # audit: everything this node ever offered
-            "CREATE TABLE IF NOT EXISTS memory (name TEXT PRIMARY KEY, body BLOB);"
-        )
+        self._path = path
+        self._db = _connect(path, prepare=lambda db: db.executescript(_SPOOL_SCHEMA))
 
     def put(self, facts: Iterable[Fact], memory: bytes | None = None) -> None:
         """Offer facts and replace the researcher's memory, both or neither."""
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
+        with _refusing(self._path), _transaction(self._db):
             for fact in facts:
                 if self._db.execute("INSERT OR IGNORE INTO produced VALUES (?)", (fact.key,)).rowcount:
                     self._db.execute("INSERT INTO offered (key, body) VALUES (?, ?)", (fact.key, pack(fact)))
             if memory is not None:
                 self._db.execute("INSERT OR REPLACE INTO memory VALUES ('researcher', ?)", (memory,))
-            self._db.execute("COMMIT")
-        except BaseException:
-            self._db.execute("ROLLBACK")
-            raise
 
     def offered(self, limit: int) -> list[Fact]:
         """The oldest unacknowledged facts."""
@@ -220,7 +312,8 @@ class Spool:
 
     def forget(self, keys: Iterable[str]) -> None:
         """The coordinator has committed these."""
-        self._db.executemany("DELETE FROM offered WHERE key = ?", [(key,) for key in keys])
+        with _refusing(self._path), _transaction(self._db):
+            self._db.executemany("DELETE FROM offered WHERE key = ?", [(key,) for key in keys])
 
     def produced(self) -> set[str]:
         """Keys of everything that was ever offered."""

@@ -4,12 +4,12 @@ A proposer is built once per node as `Class(seed=..., options=...)` and asked fr
 untrusted: admission checks it, the sandbox runs it, the scorer judges it.
 """
 
-import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 from swarm.errors import ConfigError
+from swarm.plugins import full_name, load_class
 from swarm.records import Brief, Direction, Files, Proposal, Usage
 
 SHORT_NAMES = {
@@ -48,23 +48,27 @@ class Proposer(Protocol):
         """Tokens and money spent since the proposer was built."""
 
 
+def check_name(use: str) -> None:
+    """Refuse a name that no node could know; nothing is imported.
+
+    Raises:
+        ConfigError: neither one of ours nor written like a class.
+    """
+    full_name("proposer", use, SHORT_NAMES)
+
+
 def load(use: str, seed: int, options: Mapping[str, str]) -> Proposer:
     """Build the proposer that the configuration names.
 
     Raises:
         ConfigError: unknown name, or a class that cannot be built with these options.
+        PrerequisiteError: something that it needs is missing, such as a key.
     """
-    module, _, name = SHORT_NAMES.get(use, use).partition(":")
-    if not name:
-        known = ", ".join(SHORT_NAMES)
-        raise ConfigError(
-            f"proposer {use!r} is unknown; choose one of {known}, or name your own as package.module:Class"
-        )
+    cls = load_class("proposer", use, SHORT_NAMES)
     try:
-        cls = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
+        proposer: Proposer = cls(seed=seed, options=options)
+    except (TypeError, ValueError, KeyError) as error:
         raise ConfigError(
-            f"proposer {use!r} cannot be loaded: {error}; is its package installed on this node?"
+            f"proposer {use!r} cannot be built with the options {dict(options)}: {error}; correct proposer.options"
         ) from error
-    proposer: Proposer = cls(seed=seed, options=options)
     return proposer

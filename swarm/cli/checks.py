@@ -1,0 +1,71 @@
+"""What is refused before anything starts: names that lead nowhere, keys that are missing, tokens that do not fit.
+
+Every refusal is one sentence that ends with the fix. Looks only; nothing here starts or writes anything.
+"""
+
+import os
+import stat
+from pathlib import Path
+
+from node import proposers
+from node.sandbox import choice as sandboxes
+from swarm.config import Config
+from swarm.errors import ConfigError, PrerequisiteError
+from swarm.task import Task
+
+_TOKEN_CHARACTERS = 64  # `ensure_token` writes so many hexadecimal digits
+
+
+def check_choices(config: Config, task: Task, *, local: int) -> None:
+    """Refuse a proposer, a sandbox or a time limit with which no trial could run.
+
+    With local nodes everything is built once, as each node will build it; else only names can be looked at.
+
+    Raises:
+        PrerequisiteError: something is unknown, misspelt or missing.
+    """
+    if local:
+        proposers.load(config.proposer.use, 0, config.proposer.options)
+        sandboxes.choose_sandbox(config.nodes.sandbox)
+    else:
+        proposers.check_name(config.proposer.use)
+        sandboxes.check_name(config.nodes.sandbox)
+    limit = config.nodes.trial_wall_s
+    if task.seconds > limit:
+        raise ConfigError(
+            f"{task.name} trains for {task.seconds:g} s (budget.seconds), but nodes.trial_wall_s = {limit:g} kills "
+            f"every trial before; set it to {2 * task.seconds:g} or so, and stop.wall_minutes to hundreds of trainings"
+        )
+
+
+def check_address(address: str) -> None:
+    """Refuse what cannot be the address of a head.
+
+    Raises:
+        PrerequisiteError: it is not HOST:PORT.
+    """
+    host, _, port = address.rpartition(":")
+    if not host or ":" in host or "/" in host or not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
+        raise PrerequisiteError(f"{address!r} is no address; write it as HOST:PORT, as `swarm coordinator` prints it")
+
+
+def check_token(path: Path) -> None:
+    """Refuse a token that is missing, open to others, or no token.
+
+    Raises:
+        PrerequisiteError: which of these, and how to mend it.
+    """
+    copy = "copy run/token from the coordinator's study folder"
+    if not path.is_file():
+        raise PrerequisiteError(f"no token at {path}: {copy}, mode 600, or name it with --token-file")
+    mode = stat.S_IMODE(path.stat().st_mode)
+    if mode & 0o077:
+        raise PrerequisiteError(
+            f"{path} may be read by others (mode {mode:03o}), and whoever has it can run anything on every node: "
+            f"chmod 600 {path}"
+        )
+    if not os.access(path, os.R_OK):
+        raise PrerequisiteError(f"{path} cannot be read by you (mode {mode:03o}): chmod 600 {path}")
+    text = path.read_bytes().strip()
+    if len(text) != _TOKEN_CHARACTERS or not set(text) <= set(b"0123456789abcdef"):
+        raise PrerequisiteError(f"{path} holds no token ({_TOKEN_CHARACTERS} hexadecimal digits): {copy} again")
