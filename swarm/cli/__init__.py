@@ -9,6 +9,7 @@ Exit codes: 0 done, 1 the answer is no (a result did not hold), 2 something you 
 """
 
 import errno
+import io
 import logging
 import sys
 
@@ -52,6 +53,9 @@ for command in COMMANDS:
 
 def main() -> None:
     """Entry point. A user's mistake is one sentence and exit code 2, never a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that lacks a letter gets a question mark
     try:
         code = cli(standalone_mode=False)
     except click.Abort:
@@ -75,6 +79,11 @@ _OS_WORDS = {
     errno.EDQUOT: "the disk quota is used up: free some space and give the same command again; nothing is lost",
     errno.EROFS: "this folder is read-only: run the swarm where it may write",
     errno.EACCES: "permission denied: run the swarm where it may write",
+    errno.EPERM: "permission denied: run the swarm where it may write",
+    errno.EEXIST: "something else has this name: choose another",
+    errno.ENOTDIR: "this is no folder: name another",
+    errno.EISDIR: "this is a folder: name a file",
+    errno.ENAMETOOLONG: "this name is too long: choose a shorter one",
 }
 
 

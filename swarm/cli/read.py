@@ -2,24 +2,24 @@
 
 import json
 import time
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
-from coordinator.leaderboard import leaderboard_md
 from coordinator.press import pages
 from swarm.cli.options import JSON, STUDY
 from swarm.cli.studies import facts_of, find
-from swarm.cli.words import Teller, plain
+from swarm.cli.tables import experiment_page, leaderboard_page, status_table
+from swarm.cli.words import Teller
 from swarm.codec import fact_to_json
 from swarm.config import config_from_json
 from swarm.errors import PrerequisiteError
 from swarm.history import Experiment, History, history
-from swarm.ledger import Ledger
-from swarm.records import Measurement, Screened
+from swarm.ledger import Ledger, Row
+from swarm.records import Measurement
 from swarm.source import describe_edit
 
 REJECTED = ("dropped", "rejected", "failed")
@@ -29,42 +29,33 @@ REJECTED = ("dropped", "rejected", "failed")
 @STUDY
 @JSON
 def status(study: Path | None, as_json: bool) -> None:
-    """How the study stands: champion, trials, busy nodes, claims, costs."""
+    """How the study stands: champion, ideas, trials, nodes, cost."""
     place = find(study)
     told = history(facts_of(place))
-    summary = _summary(place, told)
     if as_json:
-        click.echo(json.dumps(summary))
-        return
-    table = Table(box=None, show_header=False, pad_edge=False)
-    for key, value in summary.items():
-        table.add_row(key.replace("_", " "), escape(plain(_words(value))))
-    Console().print(table)
-
-
-def _words(value: object) -> str:
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else str(value)
+        click.echo(json.dumps(_summary(place, told)))
+    else:
+        Console().print(status_table(place.name, told))
 
 
 def _summary(place: Path, told: History) -> dict[str, object]:
-    counts: dict[str, int] = {}
-    for experiment in told.experiments:
-        counts[experiment.status] = counts.get(experiment.status, 0) + 1
+    counts = Counter(experiment.status for experiment in told.experiments)
     failed = sum(not isinstance(trial.outcome, Measurement) for trial in told.trials.values())
     champion = told.promotions[-1] if told.promotions else None
     promoted = told.by_idea[champion.experiment] if champion else None
     gain = sum(verdict.effect for p in told.promotions if (verdict := told.verdict_on(p)))
     return {
         "study": place.name,
-        "state": f"finished: {told.finished.reason}" if told.finished else "open",
+        "metric": told.metric,
+        "direction": told.direction,
+        "state": f"finished: {told.finished.reason}" if told.finished else "open" if told.opened else "not begun",
         "champion": f"experiment {promoted.number}: {promoted.hypothesis}" if promoted else "the baseline",
         "confirmed_gain_over_baseline": gain,
         "final_gain": told.finished.final_gain if told.finished else None,
         "trials": len(told.trials),
         "failed_trials": failed,
-        "experiments": counts,
+        "experiments": dict(counts),
+        "claims_open": counts["claimed"],
         "refused_as_duplicates": len(told.refused),
         "promotions": len(told.promotions),
         "nodes": {node.name: node.sandbox for node in told.nodes.values()},
@@ -80,7 +71,7 @@ def _summary(place: Path, told: History) -> dict[str, object]:
 @click.command()
 @STUDY
 @JSON
-@click.option("-n", "last", default=40, show_default=True, help="Newest lines shown; 0 = all.")
+@click.option("-n", "last", default=40, show_default=True, type=click.IntRange(0), help="Newest lines; 0 = all.")
 @click.option("--rejected", is_flag=True, help="Only what was dropped or rejected, and why.")
 @click.option("--follow", is_flag=True, help="Go on as facts arrive, until Ctrl-C.")
 def log(study: Path | None, as_json: bool, last: int, rejected: bool, follow: bool) -> None:
@@ -88,26 +79,39 @@ def log(study: Path | None, as_json: bool, last: int, rejected: bool, follow: bo
     place = find(study)
     with Ledger(place / "ledger.sqlite", read_only=True) as ledger:
         rows = list(ledger.rows())
-        teller = Teller()
-        lines = []
-        for row in rows:
-            line = teller.line(row.fact)
-            text = fact_to_json(row.fact) if as_json else _stamped(row.at, line)
-            if (line or as_json) and (not rejected or line.startswith(REJECTED)):
-                lines.append(text)
-        click.echo("\n".join(lines[-last:] if last else lines))
+        printer = _Printer(rows, as_json, rejected)
+        for line in printer.lines(rows)[-last:]:
+            click.echo(line)
         seen = len(rows)
         while follow:
             for row in ledger.rows(after=seen):
                 seen += 1
-                line = teller.line(row.fact)
-                if line:
-                    click.echo(fact_to_json(row.fact) if as_json else _stamped(row.at, line))
+                for line in printer.lines([row]):
+                    click.echo(line)
             time.sleep(0.5)
 
 
-def _stamped(at: float, line: str) -> str:
-    return f"{time.strftime('%H:%M:%S', time.localtime(at))} {line}"
+class _Printer:
+    """Rows of a ledger as lines of `swarm log`."""
+
+    def __init__(self, rows: list[Row], as_json: bool, rejected: bool) -> None:
+        self._teller = Teller()
+        self._as_json, self._rejected = as_json, rejected
+        days = {time.strftime("%F", time.localtime(row.at)) for row in (*rows[:1], *rows[-1:])}
+        self._clock = "%F %T" if len(days) > 1 else "%T"
+
+    def lines(self, rows: list[Row]) -> list[str]:
+        return list(self._lines(rows))
+
+    def _lines(self, rows: list[Row]) -> Iterator[str]:
+        for row in rows:
+            line = self._teller.line(row.fact)
+            if self._rejected and not line.startswith(REJECTED):
+                continue
+            if self._as_json:
+                yield fact_to_json(row.fact)
+            elif line:
+                yield f"{time.strftime(self._clock, time.localtime(row.at))} {line}"
 
 
 @click.command()
@@ -122,22 +126,9 @@ def show(identity: str, study: Path | None, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(_experiment_json(told, experiment)))
         return
-    console = Console()
-    console.print(
-        f"[bold]experiment {experiment.number}[/bold] ({experiment.status}), {escape(plain(experiment.hypothesis))}"
-    )
-    console.print(
-        f"by {escape(experiment.proposer)} on {escape(told.node_name(experiment.node))}, branch {experiment.branch}",
-        highlight=False,
-    )
-    console.print(f"candidate {experiment.candidate}", highlight=False)
-    console.print(
-        describe_edit(experiment.parent_files, experiment.admitted.proposal.files), markup=False, highlight=False
-    )
-    _print_screening(console, experiment.screened)
-    _print_trials(console, told, experiment)
-    for verdict in experiment.verdicts:
-        console.print(f"verdict: {verdict.reason}", markup=False, highlight=False, soft_wrap=True)
+    console = Console(highlight=False)
+    for part in experiment_page(told, experiment):
+        console.print(part)
 
 
 def find_experiment(told: History, identity: str, place: Path) -> Experiment:
@@ -154,29 +145,6 @@ def find_experiment(told: History, identity: str, place: Path) -> Experiment:
             f"{place.name} has no experiment {identity!r}; `swarm log` and `swarm leaderboard` show their numbers"
         )
     raise PrerequisiteError(f"{identity!r} fits experiments {', '.join(str(e.number) for e in found)}; give more of it")
-
-
-def _print_screening(console: Console, screened: Screened | None) -> None:
-    if screened is not None:
-        gain = "" if screened.gain is None else f" ({screened.gain:+.4f})"
-        console.print(f"screening: {screened.reason}{gain}", markup=False, highlight=False)
-
-
-def _print_trials(console: Console, told: History, experiment: Experiment) -> None:
-    table = Table(box=None, pad_edge=False)
-    for name in ("trial", "purpose", "seed", "node", told.metric, "CPU-s", "MB"):
-        table.add_column(name)
-    for trial in told.trials.values():
-        if trial.experiment != experiment.idea:
-            continue
-        out = trial.outcome
-        cells = (
-            (f"{out.score:.4f}", f"{out.cpu_s:.1f}", f"{out.peak_memory_mb:.0f}")
-            if isinstance(out, Measurement)
-            else (out.reason, f"{out.cpu_s:.1f}", "")
-        )
-        table.add_row(trial.trial[:8], trial.purpose, str(trial.seed), escape(told.node_name(trial.node)), *cells)
-    console.print(table)
 
 
 def _experiment_json(told: History, experiment: Experiment) -> dict[str, object]:
@@ -200,10 +168,12 @@ def _experiment_json(told: History, experiment: Experiment) -> dict[str, object]
 @STUDY
 @JSON
 def leaderboard(study: Path | None, as_json: bool) -> None:
-    """The champions so far, what stands behind each, and what did not hold."""
+    """The champions, what stands behind each, what did not hold."""
     told = history(facts_of(find(study)))
     if not as_json:
-        click.echo(leaderboard_md(told))
+        console = Console(highlight=False)
+        for part in leaderboard_page(told):
+            console.print(part)
         return
     rows = []
     for promotion in told.promotions:
@@ -227,7 +197,10 @@ def leaderboard(study: Path | None, as_json: bool) -> None:
 @click.argument("folder", type=click.Path(path_type=Path), default=Path("export"))
 @STUDY
 def export(folder: Path, study: Path | None) -> None:
-    """Write everything that can be read elsewhere into FOLDER: facts as JSON lines, tables, report, picture."""
+    """Write facts, tables, report and picture into FOLDER.
+
+    FOLDER is made where it is missing; the default is export/. Files of an earlier export are replaced.
+    """
     place = find(study)
     facts = facts_of(place)
     told = history(facts)

@@ -82,6 +82,18 @@ def facts_of(folder: Path) -> tuple[Fact, ...]:
         return ledger.facts()
 
 
+def opened_in(folder: Path) -> StudyOpened:
+    """How the study in a folder was opened.
+
+    Raises:
+        PrerequisiteError: its coordinator ended before that.
+    """
+    opened = next((fact for fact in facts_of(folder) if isinstance(fact, StudyOpened)), None)
+    if opened is None:
+        raise PrerequisiteError(f"{folder} has not begun: its coordinator ended before the first fact; run it again")
+    return opened
+
+
 def differences(asked: Config, frozen: Config) -> list[str]:
     """Keys in which the file differs from what the study was opened with."""
     old, new = _flat(json.loads(frozen.to_json())), _flat(json.loads(asked.to_json()))

@@ -1,6 +1,8 @@
 """`swarm pull`, `reproduce`, `init` and `doctor`: for people who use what was found, or begin."""
 
 import json
+import re
+import shlex
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -9,19 +11,20 @@ from typing import NamedTuple
 
 import click
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from coordinator.reproduction import Interval, paired_interval
 from node.data import prepare_data
 from node.hardware import doctor as examine
-from node.hardware import platform_of
+from node.hardware import gpu_name, platform_of
 from node.sandbox.choice import choose_sandbox
 from node.trial import Workshop, run_trial
 from swarm.cli.options import JSON, STUDY
 from swarm.cli.read import find_experiment
 from swarm.cli.run import make_forge
-from swarm.cli.studies import facts_of, find
-from swarm.config import config_from_json
+from swarm.cli.studies import facts_of, find, opened_in
+from swarm.config import Nodes, config_from_json
 from swarm.errors import PrerequisiteError
 from swarm.history import history
 from swarm.records import (
@@ -33,18 +36,19 @@ from swarm.records import (
     candidate_id,
     digest,
 )
-from swarm.task import Task, init_task, load_task
+from swarm.task import TASK_FILE, Task, init_task, load_task
 
 
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path), default=Path("champion"))
 @STUDY
 def pull(folder: Path, study: Path | None) -> None:
-    """Fetch the champion from the forge into FOLDER (default: champion/)."""
+    """Fetch the champion from the forge into FOLDER.
+
+    FOLDER is made, or has to be empty; the default is champion/.
+    """
     place = find(study)
-    opened = next((f for f in facts_of(place) if isinstance(f, StudyOpened)), None)
-    if opened is None:
-        raise PrerequisiteError(f"{place} has not been opened yet; run it first")
+    opened = opened_in(place)
     if folder.exists() and any(folder.iterdir()):
         raise PrerequisiteError(f"{folder} is not empty; name another folder, so that nothing of yours is overwritten")
     commit = make_forge(config_from_json(opened.config), place).fetch(folder)
@@ -76,28 +80,35 @@ class Claimed(NamedTuple):
 @STUDY
 @JSON
 def reproduce(identity: str, seeds: int, task_folder: Path | None, study: Path | None, as_json: bool) -> None:
-    """Run a promoted result again here, on fresh seeds, and say whether it holds.
+    """Run a promoted result again here; say whether it holds.
 
-    ID is an experiment's number or the beginning of its hash. Exit code 0: it holds; 1: it does not, or not clearly.
+    ID is an experiment's number or the beginning of its hash. Candidate and base are trained on the same fresh seeds.
+    Exit code 0: it holds; 1: it does not, or not clearly.
     """
     place = find(study)
-    opened = next(f for f in facts_of(place) if isinstance(f, StudyOpened))
+    opened = opened_in(place)
     config = config_from_json(opened.config)
-    folder = (task_folder or Path(config.task)).absolute()
+    folder = _task_folder(task_folder or Path(config.task))
     task = load_task(folder)
     claimed = _find_claimed(place, identity)
     console = Console(stderr=as_json)
     console.print(f"experiment {claimed.number}: {claimed.hypothesis}", markup=False, highlight=False)
     with tempfile.TemporaryDirectory(prefix="swarm-reproduce-") as scratch:
         workshop = _workshop(task, folder, Path(scratch), config.nodes.threads, console)
-        gains = list(_pairs(workshop, claimed, opened, seeds, config.nodes.trial_wall_s, console))
+        gains = list(_pairs(workshop, claimed, opened, seeds, config.nodes, console))
     interval = paired_interval(gains)
     holds = interval.low > 0
     if as_json:
         click.echo(json.dumps({"experiment": claimed.number, "gains": gains, **interval._asdict(), "holds": holds}))
     else:
-        console.print(_sentence(interval, claimed, task.metric), highlight=False)
+        console.print(_sentence(interval, claimed, task), markup=False, highlight=False, soft_wrap=True)
     sys.exit(0 if holds else 1)
+
+
+def _task_folder(folder: Path) -> Path:
+    if not folder.is_dir():
+        raise PrerequisiteError(f"no task folder at {folder}, where the study had it; name it with --task")
+    return folder.absolute()
 
 
 def _find_claimed(place: Path, identity: str) -> Claimed:
@@ -124,11 +135,11 @@ def _workshop(task: Task, folder: Path, scratch: Path, threads: int, console: Co
 
 
 def _pairs(
-    workshop: Workshop, claimed: Claimed, opened: StudyOpened, seeds: int, wall_s: float, console: Console
+    workshop: Workshop, claimed: Claimed, opened: StudyOpened, seeds: int, nodes: Nodes, console: Console
 ) -> Iterator[float]:
     for number in range(seeds):
         seed = int(digest("reproduce", opened.seed, candidate_id(claimed.candidate), number)[:8], 16) & 0x7FFFFFFF
-        scores = [_score(workshop, files, seed, wall_s) for files in (claimed.base, claimed.candidate)]
+        scores = [_score(workshop, files, seed, nodes) for files in (claimed.base, claimed.candidate)]
         gain = (scores[0] - scores[1]) * (1 if opened.direction == "minimize" else -1)
         console.print(
             f"seed {seed:>10}: base {scores[0]:.4f}, candidate {scores[1]:.4f}, gain {gain:+.4f}", highlight=False
@@ -136,19 +147,19 @@ def _pairs(
         yield gain
 
 
-def _score(workshop: Workshop, files: Files, seed: int, wall_s: float) -> float:
+def _score(workshop: Workshop, files: Files, seed: int, nodes: Nodes) -> float:
     candidate = candidate_id(files)
-    limits = Limits(cpu_s=wall_s, wall_s=wall_s)
+    limits = Limits(nodes.trial_wall_s * nodes.threads, nodes.trial_wall_s, nodes.memory_mb)
     run = run_trial(TrialSpec(digest(candidate, seed), candidate, seed, "reproduce", files, limits), workshop=workshop)
     if not isinstance(run.outcome, Measurement):
         raise PrerequisiteError(f"the trial failed here: {run.outcome.reason}: {run.outcome.message}\n{run.log[-800:]}")
     return run.outcome.score
 
 
-def _sentence(interval: Interval, claimed: Claimed, metric: str) -> str:
+def _sentence(interval: Interval, claimed: Claimed, task: Task) -> str:
     told = (
-        f"{metric} better by {interval.mean:.4f} (95 % interval {interval.low:.4f} to {interval.high:.4f}, "
-        f"{interval.n} seeds); published {claimed.published:.4f}"
+        f"{task.metric} better by {interval.mean:.4f} (95 % interval {interval.low:.4f} to {interval.high:.4f}, "
+        f"{interval.n} seeds{', self-reported' if task.score == 'printed' else ''}); published {claimed.published:.4f}"
     )
     if interval.low > 0:
         return f"it holds: {told}"
@@ -158,25 +169,69 @@ def _sentence(interval: Interval, claimed: Claimed, metric: str) -> str:
 
 
 @click.command()
-@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
 @click.option("--metric", default="val_bpb", show_default=True, help="Name of the score that the script prints.")
 @click.option("--maximize", is_flag=True, help="Higher is better; default: lower.")
-@click.option("--seconds", default=300.0, show_default=True, help="Wall time of one training.")
+@click.option(
+    "--seconds",
+    default=300.0,
+    show_default=True,
+    type=click.FloatRange(0, min_open=True, max=1e6),
+    help="Wall time of one training.",
+)
 def init(folder: Path, metric: str, maximize: bool, seconds: float) -> None:
-    """Make FOLDER a Task: for a train.py that prints its score, or from scratch where there is none."""
-    if not (folder / "train.py").exists():
-        _write_example(folder, metric)
-        click.echo(f"{folder}/train.py and program.md: a small example; replace them by your own")
+    """Make FOLDER a Task; where it is empty, with an example.
+
+    Writes task.toml for a train.py that prints its score, and study.toml, which says for how long to run.
+    """
+    if not re.fullmatch(r"[A-Za-z_][\w.-]*", metric):
+        raise PrerequisiteError(f"--metric {metric!r} is no name; use letters, digits and _, as the script prints it")
+    if not (folder / "train.py").exists() and not (folder / TASK_FILE).exists():
+        seconds = min(seconds, EXAMPLE_S)
+        _write_new(folder / "train.py", _EXAMPLE.format(metric=metric, sign="-" if maximize else ""))
+        _write_new(folder / "program.md", _PROGRAM)
+        click.echo(f"{folder}: a small example; replace its train.py and program.md by your own")
     init_task(folder, metric=metric, direction="maximize" if maximize else "minimize", seconds=seconds)
-    name = folder.resolve().name.lower()
-    click.echo(f"{folder}/task.toml written; run it with: swarm run --set task={folder} --set study={name}")
+    _write_new(folder / "study.toml", _study_toml(folder, seconds))
+    click.echo(f"{folder}: task.toml and study.toml written; look at them, then run it with:")
+    click.echo(f"swarm run {shlex.quote(str(folder / 'study.toml'))}")
 
 
-def _write_example(folder: Path, metric: str) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "train.py").write_text(_EXAMPLE.format(metric=metric))
-    (folder / "program.md").write_text(_PROGRAM)
+def _write_new(path: Path, text: str) -> None:
+    """What is there already stays."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+        path.write_text(text, "utf-8")
 
+
+def _study_toml(folder: Path, seconds: float) -> str:
+    """A night of trainings, of which two per seed belong to the final comparison."""
+    name = re.sub(r"[^a-z0-9]+", "-", folder.resolve().name.lower()).strip("-")[:40] or "study"
+    local = 1 if gpu_name() else 2
+    final = max(1.0, 1.5 * 2 * FINAL_SEEDS * seconds / 60 / local)
+    wall = max(8.0, TRAININGS * seconds / 60 / local)
+    return _STUDY.format(
+        name=name, task=json.dumps(str(folder)), wall=wall, final=final, local=local, limit=max(30.0, 2 * seconds)
+    )
+
+
+EXAMPLE_S = 5.0  # the example trains for a moment
+FINAL_SEEDS = 5
+TRAININGS = 100  # of the autoresearch kind, 5 minutes each, in a night on one GPU
+
+_STUDY = """\
+# How long this Task is worked on, and where. Every key that may stand here: docs/config.md.
+study = "{name}"
+task = {task}
+
+[stop]
+wall_minutes = {wall:.1f}    # the whole study; longer finds more
+final_minutes = {final:.1f}   # of which reserved: champion against baseline on 5 fresh seeds
+
+[nodes]
+local = {local}             # nodes on this machine, one trial each
+trial_wall_s = {limit:.0f}    # a trial that takes longer is killed
+"""
 
 _EXAMPLE = '''"""Fits a line to noisy points by gradient descent; prints how far off it is."""
 
@@ -197,7 +252,7 @@ for _ in range(STEPS):
     v_slope, v_offset = keep * v_slope + error * x, keep * v_offset + error
     slope, offset = slope - LEARNING_RATE * v_slope, offset - LEARNING_RATE * v_offset
 loss = sum((3 * x / 50 + 1 - slope * x / 50 - offset) ** 2 for x in range(50)) / 50
-print(f"{metric}: {{loss:.6f}}")
+print(f"{metric}: {{{sign}loss:.6f}}")
 '''
 
 _PROGRAM = """# Goal
@@ -225,8 +280,6 @@ def doctor(as_json: bool) -> None:
     for check in checks:
         table.add_row(
             "[green]ok[/green]" if check.ok else "[yellow]--[/yellow]",
-            check.name,
-            check.detail,
-            "" if check.ok else check.fix,
+            *(escape(cell) for cell in (check.name, check.detail, "" if check.ok else check.fix)),
         )
     Console().print(table)
