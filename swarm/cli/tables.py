@@ -199,7 +199,11 @@ def leaderboard_page(told: History) -> Iterator[RenderableType]:
     mark = "; scores are self-reported" if told.self_reported else ""
     yield Text(plain(f"{told.metric}, {direction(told)}{mark}; baseline {base}"))
     yield Text("")
-    yield _champions(told, line) if line else Text("no champion but the baseline: nothing has reproduced yet")
+    if line:
+        yield _champions(told, line)
+        yield Text("a gain is published smaller than measured, as it was selected; the interval is the measured one's")
+    else:
+        yield Text("no champion but the baseline: nothing has reproduced yet")
     if told.finished and told.finished.final_gain is not None:
         yield Text("")
         yield Text(_gain(told))

@@ -16,6 +16,7 @@ from coordinator.mind import Mind, Presence
 from coordinator.state import Claim, State
 from swarm.cli.words import Teller, plain
 from swarm.records import Fact, Measurement, StudyFinished, TrialFinished
+from swarm.task import Task
 
 NEWEST = 8
 TYPICAL_OF = 30  # trials over which a typical duration is taken
@@ -166,7 +167,7 @@ def _claims(claims: list[Claim], state: State) -> Table:
     return table
 
 
-def final_words(finished: StudyFinished, metric: str, folder: str) -> list[str]:
+def final_words(finished: StudyFinished, task: Task, folder: str) -> list[str]:
     """What the last lines of a study say."""
     lines = [f"study finished: {finished.reason}"]
     if finished.final_gain is None or finished.low is None or finished.high is None:
@@ -175,8 +176,9 @@ def final_words(finished: StudyFinished, metric: str, folder: str) -> list[str]:
         )
     else:
         lines.append(
-            f"champion against baseline on {finished.pairs} fresh seeds: {metric} better by {finished.final_gain:.4f} "
-            f"(95 % interval {finished.low:.4f} to {finished.high:.4f}), validation split"
+            f"champion against baseline on {finished.pairs} fresh seeds: {task.metric} better by "
+            f"{finished.final_gain:.4f} (95 % interval {finished.low:.4f} to {finished.high:.4f}), "
+            f"{'self-reported' if task.score == 'printed' else 'validation split'}"
         )
     lines.append(f"nodes were busy {finished.busy:.1%} of the time between the first and the last trial")
     lines.append(f"read {folder}/report.md, {folder}/LEADERBOARD.md and {folder}/progress.png")

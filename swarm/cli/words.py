@@ -42,7 +42,8 @@ class Teller:
 
     def line(self, fact: Fact) -> str:
         """One line, cut to a terminal's width; empty for facts that only matter to machines."""
-        return plain(self._tell(fact))[:LINE]
+        line = plain(self._tell(fact))
+        return line if len(line) <= LINE else f"{line[: LINE - 1]}…"
 
     def _tell(self, fact: Fact) -> str:
         match fact:
@@ -92,9 +93,9 @@ class Teller:
                     f"carried {self._experiment(fact.experiment)} onto champion {fact.onto[:8]}; to be confirmed there"
                 )
             case Verdict():
-                return (
-                    f"{'ACCEPTED' if fact.accepted else 'rejected'} {self._experiment(fact.experiment)}: {fact.reason}"
-                )
+                word = "accepted" if fact.accepted else "rejected"
+                why = fact.reason.removeprefix(f"{word}: ")
+                return f"{word.upper() if fact.accepted else word} {self._experiment(fact.experiment)}: {why}"
             case Promotion():
                 return f"PROMOTED {self._experiment(fact.experiment)}: pull request {fact.request}"
             case Spent():
