@@ -6,6 +6,7 @@ import shlex
 import sys
 import tempfile
 from collections.abc import Iterator
+from math import isfinite
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,6 +25,8 @@ from swarm.cli.options import JSON, STUDY
 from swarm.cli.read import find_experiment
 from swarm.cli.run import make_forge
 from swarm.cli.studies import facts_of, find, opened_in
+from swarm.cli.tables import LOG_LINES
+from swarm.cli.words import plain
 from swarm.config import Nodes, config_from_json
 from swarm.errors import PrerequisiteError
 from swarm.history import history
@@ -152,7 +155,8 @@ def _score(workshop: Workshop, files: Files, seed: int, nodes: Nodes) -> float:
     limits = Limits(nodes.trial_wall_s * nodes.threads, nodes.trial_wall_s, nodes.memory_mb)
     run = run_trial(TrialSpec(digest(candidate, seed), candidate, seed, "reproduce", files, limits), workshop=workshop)
     if not isinstance(run.outcome, Measurement):
-        raise PrerequisiteError(f"the trial failed here: {run.outcome.reason}: {run.outcome.message}\n{run.log[-800:]}")
+        said = "".join(f"\n  | {plain(line)}" for line in run.log.expandtabs(4).splitlines()[-LOG_LINES:])
+        raise PrerequisiteError(f"the trial failed here: {run.outcome.reason}: {plain(run.outcome.message)}{said}")
     return run.outcome.score
 
 
@@ -186,6 +190,8 @@ def init(folder: Path, metric: str, maximize: bool, seconds: float) -> None:
     """
     if not re.fullmatch(r"[A-Za-z_][\w.-]*", metric):
         raise PrerequisiteError(f"--metric {metric!r} is no name; use letters, digits and _, as the script prints it")
+    if not isfinite(seconds):
+        raise PrerequisiteError(f"--seconds {seconds} is no time; give a number of seconds")
     if not (folder / "train.py").exists() and not (folder / TASK_FILE).exists():
         seconds = min(seconds, EXAMPLE_S)
         _write_new(folder / "train.py", _EXAMPLE.format(metric=metric, sign="-" if maximize else ""))
