@@ -38,37 +38,43 @@ CREATE TRIGGER fact_stays BEFORE DELETE ON fact BEGIN SELECT RAISE(ABORT, 'the l
 
 CREATE VIEW trial AS SELECT
     seq, at,
-    body ->> '$.trial' AS trial, body ->> '$.purpose' AS purpose, body ->> '$.experiment' AS experiment,
-    body ->> '$.candidate' AS candidate, body ->> '$.seed' AS seed, body ->> '$.node' AS node,
-    body ->> '$.outcome.score' AS score, body ->> '$.outcome.cpu_s' AS cpu_s,
-    body ->> '$.outcome.reason' AS failure, body ->> '$.block' AS block,
-    body ->> '$.started_at' AS started_at, body ->> '$.ended_at' AS ended_at
+    json_extract(body, '$.trial') AS trial, json_extract(body, '$.purpose') AS purpose,
+    json_extract(body, '$.experiment') AS experiment,
+    json_extract(body, '$.candidate') AS candidate, json_extract(body, '$.seed') AS seed,
+    json_extract(body, '$.node') AS node,
+    json_extract(body, '$.outcome.score') AS score, json_extract(body, '$.outcome.cpu_s') AS cpu_s,
+    json_extract(body, '$.outcome.reason') AS failure, json_extract(body, '$.block') AS block,
+    json_extract(body, '$.started_at') AS started_at, json_extract(body, '$.ended_at') AS ended_at
     FROM fact WHERE kind = 'trial_finished';
 CREATE VIEW experiment AS SELECT
     row_number() OVER (ORDER BY f.seq) AS number, f.at,
-    f.body ->> '$.proposal.idea' AS idea, f.body ->> '$.candidate' AS candidate, f.body ->> '$.branch' AS branch,
-    f.body ->> '$.node' AS node, f.body ->> '$.proposal.proposer' AS proposer,
-    f.body ->> '$.proposal.hypothesis' AS hypothesis,
+    json_extract(f.body, '$.proposal.idea') AS idea, json_extract(f.body, '$.candidate') AS candidate,
+    json_extract(f.body, '$.branch') AS branch,
+    json_extract(f.body, '$.node') AS node, json_extract(f.body, '$.proposal.proposer') AS proposer,
+    json_extract(f.body, '$.proposal.hypothesis') AS hypothesis,
     CASE
         WHEN EXISTS (SELECT 1 FROM fact p WHERE p.kind = 'promotion'
-                     AND p.body ->> '$.experiment' = f.body ->> '$.proposal.idea') THEN 'promoted'
-        WHEN EXISTS (SELECT 1 FROM fact v WHERE v.kind = 'verdict' AND v.body ->> '$.accepted' = 1
-                     AND v.body ->> '$.experiment' = f.body ->> '$.proposal.idea') THEN 'accepted'
+                     AND json_extract(p.body, '$.experiment') = json_extract(f.body, '$.proposal.idea')) THEN 'promoted'
+        WHEN EXISTS (SELECT 1 FROM fact v WHERE v.kind = 'verdict' AND json_extract(v.body, '$.accepted') = 1
+                     AND json_extract(v.body, '$.experiment') = json_extract(f.body, '$.proposal.idea')) THEN 'accepted'
         WHEN EXISTS (SELECT 1 FROM fact v WHERE v.kind = 'verdict'
-                     AND v.body ->> '$.experiment' = f.body ->> '$.proposal.idea') THEN 'rejected'
+                     AND json_extract(v.body, '$.experiment') = json_extract(f.body, '$.proposal.idea')) THEN 'rejected'
         WHEN EXISTS (SELECT 1 FROM fact c WHERE c.kind = 'claim_raised'
-                     AND c.body ->> '$.experiment' = f.body ->> '$.proposal.idea') THEN 'claimed'
-        ELSE coalesce((SELECT CASE WHEN s.body ->> '$.kept' THEN 'kept' ELSE 'dropped' END FROM fact s
-                       WHERE s.key = 'screened:' || (f.body ->> '$.proposal.idea')), 'open')
+                     AND json_extract(c.body, '$.experiment') = json_extract(f.body, '$.proposal.idea')) THEN 'claimed'
+        ELSE coalesce((SELECT CASE WHEN json_extract(s.body, '$.kept') THEN 'kept' ELSE 'dropped' END FROM fact s
+                       WHERE s.key = 'screened:' || (json_extract(f.body, '$.proposal.idea'))), 'open')
     END AS status
     FROM fact f WHERE f.kind = 'experiment_admitted';
 CREATE VIEW verdict AS SELECT
-    seq, at, body ->> '$.experiment' AS experiment, body ->> '$.accepted' AS accepted, body ->> '$.effect' AS effect,
-    body ->> '$.low' AS low, body ->> '$.high' AS high, body ->> '$.pairs' AS pairs, body ->> '$.reason' AS reason
+    seq, at, json_extract(body, '$.experiment') AS experiment,
+    json_extract(body, '$.accepted') AS accepted, json_extract(body, '$.effect') AS effect,
+    json_extract(body, '$.low') AS low, json_extract(body, '$.high') AS high,
+    json_extract(body, '$.pairs') AS pairs, json_extract(body, '$.reason') AS reason
     FROM fact WHERE kind = 'verdict';
 CREATE VIEW promotion AS SELECT
-    seq, at, body ->> '$.number' AS number, body ->> '$.experiment' AS experiment,
-    body ->> '$.candidate' AS candidate, body ->> '$.commit' AS "commit", body ->> '$.request' AS request
+    seq, at, json_extract(body, '$.number') AS number, json_extract(body, '$.experiment') AS experiment,
+    json_extract(body, '$.candidate') AS candidate, json_extract(body, '$.commit') AS "commit",
+    json_extract(body, '$.request') AS request
     FROM fact WHERE kind = 'promotion';
 """
 
