@@ -142,13 +142,12 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
         ConfigError: no such file, broken TOML, unknown key or a value out of range.
     """
     raw = _read_toml(path) if path else {}
-    for override in overrides:
-        _override(raw, override)
-    return parse_config(raw, " and ".join([*([str(path)] if path else []), *(["--set"] if overrides else [])]))
+    overridden = tuple(_override(raw, override) for override in overrides)
+    return parse_config(raw, str(path or "--set"), overridden)
 
 
-def parse_config(raw: Mapping[str, Any], where: str) -> Config:
-    """Validate a configuration that came as plain data.
+def parse_config(raw: Mapping[str, Any], where: str, overridden: Sequence[str] = ()) -> Config:
+    """Validate a configuration that came as plain data: from `where`, some keys of it overridden by `--set`.
 
     Raises:
         ConfigError: what it says cannot be obeyed, or could not be written down.
@@ -157,7 +156,7 @@ def parse_config(raw: Mapping[str, Any], where: str) -> Config:
         config = Config.model_validate(dict(raw))
         config.to_json()
     except ValidationError as error:
-        raise ConfigError("\n".join(_explain(where, detail) for detail in error.errors())) from error
+        raise ConfigError("\n".join(_explain(where, overridden, detail) for detail in error.errors())) from error
     except PydanticSerializationError as error:
         raise ConfigError(f"{where}: a text holds bytes that are no Unicode; write it again") from error
     if config.stop.final_minutes >= config.stop.wall_minutes:
@@ -181,7 +180,8 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} is not valid TOML: {error}; correct it there") from error
 
 
-def _override(raw: dict[str, Any], text: str) -> None:
+def _override(raw: dict[str, Any], text: str) -> str:
+    """Put it into the raw configuration; the name of the key."""
     name, equals, value = text.partition("=")
     *sections, key = name.strip().split(".")
     if not (equals and key and all(sections)):
@@ -197,10 +197,13 @@ def _override(raw: dict[str, Any], text: str) -> None:
         place[key] = json.loads(value)
     except (ValueError, RecursionError):  # no JSON: plain text
         place[key] = value
+    return ".".join((*sections, key))
 
 
-def _explain(where: str, detail: Any) -> str:
+def _explain(where: str, overridden: Sequence[str], detail: Any) -> str:
     place = ".".join(str(part) for part in detail["loc"])
+    if any(f"{place}.".startswith(f"{key}.") or f"{key}.".startswith(f"{place}.") for key in overridden):
+        where = "--set"
     if detail["type"] == "extra_forbidden":
         valid = _keys(detail["loc"][:-1])
         close = difflib.get_close_matches(str(detail["loc"][-1]), valid, n=1)
@@ -238,5 +241,5 @@ def config_from_json(text: str) -> Config:
     try:
         return Config.model_validate_json(text)
     except ValidationError as error:
-        told = "; ".join(_explain("the configuration in the ledger", detail) for detail in error.errors())
+        told = "; ".join(_explain("the configuration in the ledger", (), detail) for detail in error.errors())
         raise ConfigError(f"{told}; another version of the swarm wrote it, so use that one") from error
