@@ -15,6 +15,7 @@ from swarm.errors import SwarmError
 from swarm.records import Fact
 
 T = TypeVar("T")
+_SHOWN = 3  # mistakes named in one refusal
 
 
 class DecodeError(SwarmError):
@@ -40,14 +41,26 @@ def pack(record: object, kind: Any = None) -> bytes:
     Raises:
         EncodeError: `unpack` would refuse it.
     """
-    adapter = _adapter(kind or type(record))
     try:
-        plain = adapter.dump_python(record, warnings="none")
-        adapter.validate_python(plain)
-        packed: bytes = msgpack.packb(plain, use_bin_type=True)
+        packed: bytes = msgpack.packb(_plain(_adapter(kind or type(record)), record), use_bin_type=True)
     except (ValueError, TypeError, OverflowError) as error:
-        raise EncodeError(f"{type(record).__name__} cannot be written: {error}") from error
+        raise EncodeError(f"{type(record).__name__} cannot be written: {_told(error)}") from error
     return packed
+
+
+def _plain(adapter: TypeAdapter[Any], record: object) -> Any:
+    """The record as plain data that its reader accepts."""
+    plain = adapter.dump_python(record, warnings="none")
+    adapter.validate_python(plain)
+    return plain
+
+
+def _told(error: Exception) -> str:
+    """What is wrong and where, without the value: that may be somebody's whole train.py."""
+    if not isinstance(error, ValidationError):
+        return str(error) or type(error).__name__
+    wrong = [f"{'.'.join(map(str, item['loc'])) or 'it'}: {item['msg']}" for item in error.errors(include_url=False)]
+    return "; ".join(wrong[:_SHOWN]) + (f"; and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else "")
 
 
 def unpack(data: bytes, kind: type[T]) -> T:
@@ -59,7 +72,7 @@ def unpack(data: bytes, kind: type[T]) -> T:
     try:
         record: T = _adapter(kind).validate_python(msgpack.unpackb(data, raw=False, strict_map_key=False))
     except (ValueError, TypeError, msgpack.UnpackException) as error:  # TypeError: a map whose key is a list
-        raise DecodeError(f"not a {getattr(kind, '__name__', 'fact')}: {str(error) or type(error).__name__}") from error
+        raise DecodeError(f"not a {getattr(kind, '__name__', 'fact')}: {_told(error)}") from error
     return record
 
 
@@ -71,11 +84,11 @@ def fact_to_json(fact: Fact) -> str:
     """
     adapter = _adapter(Fact)
     try:
-        text = adapter.dump_json(fact, warnings="none")
-        adapter.validate_json(text)
+        _plain(adapter, fact)  # JSON would turn NaN into null, and a gain that is no number into one that is missing
+        text = adapter.dump_json(fact, warnings="none").decode()
     except (ValidationError, PydanticSerializationError) as error:
-        raise EncodeError(f"{type(fact).__name__} cannot be written: {error}") from error
-    return text.decode()
+        raise EncodeError(f"{type(fact).__name__} cannot be written: {_told(error)}") from error
+    return text
 
 
 def fact_from_json(text: str) -> Fact:
@@ -83,7 +96,7 @@ def fact_from_json(text: str) -> Fact:
     try:
         fact: Fact = _adapter(Fact).validate_json(text)
     except ValidationError as error:
-        raise DecodeError(f"not a fact: {error}") from error
+        raise DecodeError(f"not a fact: {_told(error)}") from error
     return fact
 
 

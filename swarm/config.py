@@ -191,7 +191,7 @@ def _override(raw: dict[str, Any], text: str) -> str:
         place = place.setdefault(section, {})
         if not isinstance(place, dict):
             raise ConfigError(
-                f"--set {_printable(text)!r}: {section} is a value, not a section; write section.key=value"
+                f"--set {_printable(text)!r}: {_printable(section)} is a value, not a section; write section.key=value"
             )
     try:
         place[key] = json.loads(value)
@@ -201,7 +201,7 @@ def _override(raw: dict[str, Any], text: str) -> str:
 
 
 def _explain(where: str, overridden: Sequence[str], detail: Any) -> str:
-    place = ".".join(str(part) for part in detail["loc"])
+    place = _printable(".".join(str(part) for part in detail["loc"]))
     if any(f"{place}.".startswith(f"{key}.") or f"{key}.".startswith(f"{place}.") for key in overridden):
         where = "--set"
     if detail["type"] == "extra_forbidden":
@@ -218,7 +218,7 @@ def _explain(where: str, overridden: Sequence[str], detail: Any) -> str:
 
 
 def _printable(text: str) -> str:
-    text = text.encode("utf-8", "replace").decode()
+    text = "".join(letter if letter.isprintable() else "?" for letter in text)
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
