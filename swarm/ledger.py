@@ -34,6 +34,8 @@ CREATE TABLE fact (
 );
 CREATE INDEX fact_kind ON fact (kind, seq);
 CREATE TRIGGER fact_keeps BEFORE UPDATE ON fact BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END;
+CREATE TRIGGER fact_once BEFORE INSERT ON fact WHEN EXISTS (SELECT 1 FROM fact WHERE key = NEW.key OR seq = NEW.seq)
+    BEGIN SELECT RAISE(IGNORE); END;  -- INSERT OR REPLACE deletes without asking the trigger below
 CREATE TRIGGER fact_stays BEFORE DELETE ON fact BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END;
 
 CREATE VIEW trial AS SELECT
@@ -54,15 +56,16 @@ CREATE VIEW experiment AS SELECT
     json_extract(f.body, '$.proposal.hypothesis') AS hypothesis,
     CASE
         WHEN EXISTS (SELECT 1 FROM fact p WHERE p.kind = 'promotion'
-                     AND json_extract(p.body, '$.experiment') = json_extract(f.body, '$.proposal.idea')) THEN 'promoted'
-        WHEN EXISTS (SELECT 1 FROM fact v WHERE v.kind = 'verdict' AND json_extract(v.body, '$.accepted') = 1
-                     AND json_extract(v.body, '$.experiment') = json_extract(f.body, '$.proposal.idea')) THEN 'accepted'
-        WHEN EXISTS (SELECT 1 FROM fact v WHERE v.kind = 'verdict'
-                     AND json_extract(v.body, '$.experiment') = json_extract(f.body, '$.proposal.idea')) THEN 'rejected'
-        WHEN EXISTS (SELECT 1 FROM fact c WHERE c.kind = 'claim_raised'
-                     AND json_extract(c.body, '$.experiment') = json_extract(f.body, '$.proposal.idea')) THEN 'claimed'
-        ELSE coalesce((SELECT CASE WHEN json_extract(s.body, '$.kept') THEN 'kept' ELSE 'dropped' END FROM fact s
-                       WHERE s.key = 'screened:' || (json_extract(f.body, '$.proposal.idea'))), 'open')
+                     AND p.body ->> '$.experiment' = f.body ->> '$.proposal.idea') THEN 'promoted'
+        ELSE coalesce(
+            (SELECT CASE WHEN v.kind <> 'verdict' THEN 'claimed' WHEN v.body ->> '$.accepted' THEN 'accepted'
+                    ELSE 'rejected' END
+             FROM fact v WHERE v.kind IN ('claim_raised', 'carried', 'verdict')
+             AND v.body ->> '$.experiment' = f.body ->> '$.proposal.idea' ORDER BY v.seq DESC LIMIT 1),
+            (SELECT CASE WHEN s.body ->> '$.kept' THEN 'kept' WHEN s.body ->> '$.reason' LIKE 'failed%' THEN 'failed'
+                    ELSE 'dropped' END
+             FROM fact s WHERE s.key = 'screened:' || (f.body ->> '$.proposal.idea')),
+            'open')
     END AS status
     FROM fact f WHERE f.kind = 'experiment_admitted';
 CREATE VIEW verdict AS SELECT
