@@ -82,6 +82,7 @@ class Agent:
         self._ready = self._draining = False
         self._last_log = ""
         self._spent = Usage()
+        self._unsaved: tuple[Fact, ...] = ()  # while the disk is full
         self._researcher = self._restore()
         threading.Thread(target=self._worker, name="worker", daemon=True).start()
         threading.Thread(target=self._thinker, name="thinker", daemon=True).start()
@@ -104,7 +105,7 @@ class Agent:
         if orders.epoch < self._epoch:
             raise StaleEpoch(orders.epoch, self._epoch)
         self._epoch, self._heard_at = orders.epoch, time.monotonic()
-        self._spool.forget(orders.acks)
+        self._forget(orders.acks)
         self._forget_finished_leases()
         self._draining = orders.drain
         if orders.drain:
@@ -120,6 +121,8 @@ class Agent:
         running = self._running
         if running is not None:
             running = replace(running, elapsed_s=max(0.0, time.time() - running.started_at))
+        if self._unsaved:
+            self._put([])
         facts = tuple(self._spool.offered(FACTS_PER_REPORT))
         brief = self._researcher.brief
         return Report(
@@ -362,8 +365,23 @@ class Agent:
         )
 
     def _put(self, facts: Iterable[Fact]) -> None:
+        """Facts and memory to disk, together. On a full disk they wait here, and are written with what comes next."""
         with self._lock:
-            self._spool.put(facts, pack(self._researcher.memory))
+            waiting = (*self._unsaved, *facts)
+            try:
+                self._spool.put(waiting, pack(self._researcher.memory))
+            except OSError as error:
+                self._unsaved, self._idle = waiting, f"results cannot be written, free some space: {error}"
+                log.error("%s", self._idle)
+            else:
+                self._unsaved = ()
+
+    def _forget(self, keys: Iterable[str]) -> None:
+        """Drop what is committed. What a full disk keeps is offered and acknowledged again."""
+        try:
+            self._spool.forget(keys)
+        except OSError as error:
+            log.error("the spool cannot be written: %s", error)
 
     def _trouble(self, where: str, message: str) -> None:
         with self._lock:

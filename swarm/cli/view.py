@@ -35,6 +35,10 @@ class PlainView:
 
     def __exit__(self, *_: object) -> None: ...
 
+    def remember(self, facts: Iterable[Fact]) -> None:
+        """Facts of earlier coordinators: not told again, but numbers and names come from them."""
+        self._teller.lines(facts)
+
     def facts(self, facts: Iterable[Fact]) -> None:
         for line in self._teller.lines(facts):
             self._console.print(f"{time.strftime('%H:%M:%S')} {line}", markup=False, highlight=False, soft_wrap=True)
@@ -58,6 +62,10 @@ class LiveView:
 
     def __exit__(self, *_: object) -> None:
         self._live.stop()
+
+    def remember(self, facts: Iterable[Fact]) -> None:
+        """Facts of earlier coordinators."""
+        self.facts(facts)
 
     def facts(self, facts: Iterable[Fact]) -> None:
         for fact in facts:
