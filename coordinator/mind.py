@@ -42,6 +42,8 @@ SHARED_BY = 4  # candidates that may share one champion run in a block: above it
 TRIED_SHOWN = 20  # experiments in a Brief; keeps its size independent of the study's history
 BRIEF_EVERY = 5  # experiments between two Briefs in which nothing urgent changed
 QUARANTINE_AFTER, QUARANTINE_S = 3, 60.0  # disturbances in a row; doubled for each further one
+RETURN_S = 30.0  # at the end, a node whose agent died is waited for this long: starting it again takes about 5 s
+NO_NODE = "no node was ready"
 OVERTIME = 1.5  # of the wall time, after which the final comparison is cut short
 
 
@@ -418,13 +420,13 @@ class Mind:
     def _ending(self, now: float) -> list[Action]:
         if not self.ready_to_end(now):
             return []
-        if any(p.alive and p.report.ready and not p.report.drained for p in self.presence.values()):
+        if any(self._owes(uid, now) for uid in self.state.nodes):
             return []
         state = self.state
         interval = paired_interval([p.gain for p in state.final]) if len(state.final) >= 2 else None
         return [
             StudyFinished(
-                reason=self.stop_reason(now),
+                reason=self._end_reason(now),
                 champion=state.champion,
                 final_gain=interval.mean if interval else None,
                 low=interval.low if interval else None,
@@ -434,6 +436,21 @@ class Mind:
                 at=now,
             )
         ]
+
+    def _owes(self, uid: str, now: float) -> bool:
+        """Whether a node may still bring trials that it finished: until it has drained, or stayed away for a while."""
+        presence = self.presence.get(uid)
+        if presence is None:
+            return now - self.state.session_started < RETURN_S
+        if presence.alive:
+            return not presence.report.drained
+        return now - presence.heard_at < RETURN_S
+
+    def _end_reason(self, now: float) -> str:
+        reason = self.stop_reason(now)
+        if self.state.nodes:
+            return reason
+        return f"{NO_NODE} within the {reason}" + (f": {self.state.trouble}" if self.state.trouble else "")
 
     # --- orders ---
 

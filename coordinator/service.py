@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from coordinator.forges import Forge, Request
 from coordinator.mind import Mind, Promote
@@ -48,8 +48,10 @@ log = logging.getLogger(__name__)
 
 AUTHOR = "swarm <swarm@localhost>"
 AGENT_FACTS = (TrialFinished, TrialDisturbed, Screened, ClaimRaised, ExperimentAdmitted, Spent, Trouble)
-CALL_TIMEOUT_S = 10.0
+CALL_TIMEOUT_S = 5.0  # an agent answers in milliseconds; a silent one holds the others up for this long
 MEMBERS_EVERY_S = 2.0
+FIRST_WORD_S = 10.0  # an agent speaks 1 s after it was appointed, 5 s on a loaded machine; doubled at every attempt
+LONGEST_PAUSE_S = 60.0  # between two attempts to start an agent that never speaks
 PAGES_EVERY_S = 60.0  # drawing the picture takes up to half a second
 FORGE_RETRY_S = 15.0
 TROUBLE_EVERY_S = 60.0
@@ -86,6 +88,16 @@ class Study:
         return self.folder / "repo.git"
 
 
+class Stillborn(NamedTuple):
+    """How often in a row an agent died before it said anything, and when to try again."""
+
+    times: int
+    again_at: float
+
+
+NEVER_FAILED = Stillborn(0, 0.0)
+
+
 @dataclass
 class Service:
     """One coordinator at work on one study."""
@@ -95,12 +107,15 @@ class Service:
     cluster: Cluster
     forge: Forge
     watcher: Watcher
-    heal: Callable[[str], None] = lambda reason: None  # called when the cluster cannot be reached
+    heal: Callable[[], None] = lambda: None  # called every few seconds: whatever of ours died is started again
     clock: Callable[[], float] = time.time
     pause: Callable[[float], None] = time.sleep
     mind: Mind = field(init=False)
     repo: Repo = field(init=False)
     _members: dict[str, str] = field(init=False, default_factory=dict)  # Ray node id -> node uid, "" before it spoke
+    _names: dict[str, str] = field(init=False, default_factory=dict)  # Ray node id -> name
+    _heard_at: dict[str, float] = field(init=False, default_factory=dict)  # by Ray node id; at first: appointed at
+    _stillborn: dict[str, Stillborn] = field(init=False, default_factory=dict)  # by Ray node id
     _acks: dict[str, tuple[str, ...]] = field(init=False, default_factory=dict)
     _commits: dict[str, str] = field(init=False, default_factory=dict)  # candidate -> commit
     _heads: dict[str, str] = field(init=False, default_factory=dict)  # branch -> commit
@@ -136,12 +151,15 @@ class Service:
     def collect(self, seconds: float) -> None:
         """Before leaving: tell the nodes to stop and take over what they have spooled, for a few seconds at most."""
         deadline = self.clock() + seconds
-        while self.clock() < deadline:
-            replies = self._exchange(drain=True)
-            alive = [uid for uid in self._members.values() if uid and self.mind.presence[uid].alive]
-            if not replies or all(self.mind.presence[uid].report.drained for uid in alive):
-                break
-            self.pause(0.1)
+        try:
+            while (left := deadline - self.clock()) > 0:
+                replies = self._exchange(drain=True, timeout_s=left)
+                alive = [uid for uid in self._members.values() if uid and self.mind.presence[uid].alive]
+                if not replies or all(self.mind.presence[uid].report.drained for uid in alive):
+                    break
+                self.pause(0.1)
+        except ClusterError as error:  # nobody can be asked any more; what they finished is on their disks
+            self._trouble("cluster", str(error))
         self._write_pages()
 
     def _open(self) -> None:
@@ -171,9 +189,10 @@ class Service:
         try:
             self._meet_members()
             self._exchange()
+            self._relieve()
         except ClusterError as error:
             self._trouble("cluster", str(error))
-            self.heal(str(error))
+            self._members_at = 0.0  # heal in the next round
         self.mind.program = self._program()
         while self._act(self.mind.decide(self.clock())):
             pass
@@ -231,17 +250,49 @@ class Service:
         now = self.clock()
         if now - self._members_at < MEMBERS_EVERY_S:
             return
+        self.heal()
         self._members_at = now
-        present = {member.id for member in self.cluster.nodes()}
-        for member in [m for m in self._members if m not in present]:
+        self._names = {member.id: member.name for member in self.cluster.nodes()}
+        for member in [m for m in self._members if m not in self._names]:
             self._dismissed(member)
-        for member in present - self._members.keys():
+        for member in [m for m in self._stillborn if m not in self._names]:
+            del self._stillborn[member]
+        for member in self._names.keys() - self._members.keys():
+            if now >= self._stillborn.get(member, NEVER_FAILED).again_at:
+                self._appoint(member)
+
+    def _appoint(self, member: str) -> None:
+        """One node that cannot be appointed costs the others nothing."""
+        try:
             self.cluster.appoint(member, self._setup())
             self._members[member] = ""
+            self._heard_at[member] = self.clock()
+        except ClusterError as error:
+            self._failed_to_start(member, str(error))
+
+    def _failed_to_start(self, member: str, reason: str) -> None:
+        """Say so, and wait longer before every further attempt: most often a person has to mend that machine."""
+        times = self._stillborn.get(member, NEVER_FAILED).times + 1
+        pause = min(LONGEST_PAUSE_S, MEMBERS_EVERY_S * 2 ** (times - 1))
+        self._stillborn[member] = Stillborn(times, self.clock() + pause)
+        self._trouble(f"agent on {self._names.get(member, member)}", f"it does not start: {reason}")
+
+    def _relieve(self) -> None:
+        """End agents that are silent for too long, so that they are appointed anew: Ray does not always notice."""
+        now = self.clock()
+        for member, uid in list(self._members.items()):
+            first_word_s = min(FIRST_WORD_S * 2 ** self._stillborn.get(member, NEVER_FAILED).times, LONGEST_PAUSE_S)
+            patience_s = self.study.config.nodes.lost_after_s if uid else first_word_s
+            if now - self._heard_at[member] > patience_s:
+                self.cluster.dismiss(member)
+                self._died(member, f"silent for {patience_s:g} s")
 
     def _dismissed(self, member: str) -> None:
-        self.mind.gone(self._members.pop(member))
+        uid = self._members.pop(member)
+        self._heard_at.pop(member, None)
         self._acks.pop(member, None)
+        if uid not in self._members.values():  # else it is back already, under a new id
+            self.mind.gone(uid)
 
     def _setup(self) -> bytes:
         config, task = self.study.config, self.study.task
@@ -261,13 +312,13 @@ class Service:
             )
         )
 
-    def _exchange(self, *, drain: bool = False) -> Mapping[str, bytes | Silence]:
+    def _exchange(self, *, drain: bool = False, timeout_s: float = CALL_TIMEOUT_S) -> Mapping[str, bytes | Silence]:
         now = self.clock()
         orders = {}
         for member, uid in self._members.items():
             order = self.mind.orders(uid, self._acks.get(member, ()), now)
             orders[member] = pack(replace(order, drain=True) if drain else order)
-        replies = self.cluster.exchange(orders, CALL_TIMEOUT_S) if orders else {}
+        replies = self.cluster.exchange(orders, timeout_s) if orders else {}
         facts: list[Fact] = []
         reports: list[Report] = []
         for member, reply in replies.items():
@@ -283,17 +334,25 @@ class Service:
     def _parse(self, member: str, reply: bytes | Silence) -> Report | None:
         if isinstance(reply, Silence):
             if reply.dead:
-                self._trouble(f"agent {self._members[member] or member}", reply.reason)
-                self._dismissed(member)
+                self._died(member, reply.reason)
             return None
         try:
             report = unpack(reply, Report)
         except DecodeError as error:
-            self._trouble(f"agent {self._members[member] or member}", str(error))
+            self._trouble(f"agent on {self._names.get(member, member)}", str(error))
             return None
+        self._stillborn.pop(member, None)
+        self._heard_at[member] = self.clock()
         self._members[member] = report.node.uid
         self._acks[member] = tuple(fact.key for fact in report.facts)
         return report
+
+    def _died(self, member: str, reason: str) -> None:
+        if self._members[member]:
+            self._trouble(f"agent on {self._names.get(member, member)}", reason)
+        else:
+            self._failed_to_start(member, reason)
+        self._dismissed(member)
 
     def _believable(self, report: Report) -> list[Fact]:
         """A node may speak of itself only, and only of what happens on nodes."""
@@ -396,7 +455,7 @@ class Service:
         self._publish(str(written[LEADERBOARD]))
 
     def _publish(self, board: str) -> None:
-        """The shared branch shows the leaderboard as of the last promotion and of the end: no commit for every minute."""
+        """The shared branch shows the leaderboard of the last promotion and of the end: no commit every minute."""
         state = self.mind.state
         news = (len(state.promotions), state.finished is not None)
         if news in ((0, False), self._published):

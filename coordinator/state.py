@@ -30,6 +30,7 @@ from swarm.records import (
     StudyOpened,
     TrialDisturbed,
     TrialFinished,
+    Trouble,
     Usage,
     Verdict,
 )
@@ -116,6 +117,7 @@ class State:
     trials: int = 0
     disturbances: dict[str, int] = field(default_factory=dict)  # per node, in a row
     disturbed_at: dict[str, float] = field(default_factory=dict)
+    trouble: str = ""  # the last one
     finished: StudyFinished | None = None
     session_started: float = 0.0
     last_at: float = 0.0
@@ -337,6 +339,10 @@ def _spent(state: State, fact: Spent, at: float) -> None:
     state.spent = state.spent + fact.usage
 
 
+def _trouble(state: State, fact: Trouble, at: float) -> None:
+    state.trouble = f"{fact.where}: {fact.message}"
+
+
 def _finished(state: State, fact: StudyFinished, at: float) -> None:
     state.finished = fact
 
@@ -356,5 +362,6 @@ _HANDLERS: Mapping[type, Callable[[State, Any, float], None]] = {
     Verdict: _verdict,
     Promotion: _promoted,
     Spent: _spent,
+    Trouble: _trouble,
     StudyFinished: _finished,
 }

@@ -20,7 +20,8 @@ OPEN_FILES = 1024
 REAP_S = 5.0  # a killed process that is still there after this is stuck in the kernel
 LAUNCHER = str(Path(__file__).with_name("launch.py"))
 # Where programs, their libraries and the lent GPU are found. Everything else of ours stays with us.
-INHERITED = ("PATH", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES")
+# SWARM_HOME marks a process as one of this study: whatever a killed agent leaves is found by it and ended.
+INHERITED = ("PATH", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "SWARM_HOME")
 
 
 class Bare:

@@ -1,13 +1,15 @@
 """`swarm run`, `coordinator`, `join` and `leave`: wiring of ledger, cluster, forge and mind into processes."""
 
+import fcntl
 import os
 import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 
 from rich.console import Console
 
@@ -17,6 +19,7 @@ from coordinator.service import Service, Study
 from node.data import prepare_data
 from node.hardware import gpu_name, node_uid
 from swarm.cli import studies
+from swarm.cli.checks import check_address, check_choices, check_token
 from swarm.cli.view import LiveView, PlainView, final_words
 from swarm.cluster import (
     PRODUCTION,
@@ -40,7 +43,9 @@ from swarm.records import StudyFinished
 from swarm.task import load_task
 
 LEAVING_S = 3.0  # Ctrl-C waits this long for the nodes to hand over what they finished
-HEAL_EVERY_S = 5.0
+LEAVE_PATIENCE_S = 15.0
+HEAL_PAUSE_S = 5.0
+START_ATTEMPTS = 5
 
 
 @dataclass
@@ -55,10 +60,11 @@ class Machines:
     timing: Timing = QUICK
     gpu: bool = False
     address: str = ""
+    healing: bool = False
     _heal_at: float = field(default=0.0)
 
     def start(self, say: Callable[[str], None]) -> None:
-        """Adopt what an earlier coordinator left running, start the rest."""
+        """Adopt what an earlier coordinator left running, start the rest; 10 ms when nothing is missing."""
         ensure_token(self.token_file)
         head = adopt_head(self.study)
         if head is None:
@@ -67,12 +73,25 @@ class Machines:
             head = start_head(self.study, token_file=self.token_file, ip=self.ip, port=self.port, timing=self.timing)
         self.address, self.port = head.address, int(head.address.rpartition(":")[2])
         for number in range(1, self.local + 1):
-            self._node(number, say)
+            self._node(head, number, say)
 
-    def _node(self, number: int, say: Callable[[str], None]) -> Started:
+    def start_patiently(self, say: Callable[[str], None]) -> None:
+        """Start, again when something died meanwhile.
+
+        Raises:
+            ClusterError: Ray did not start, several times in a row.
+        """
+        for _ in range(START_ATTEMPTS - 1):
+            try:
+                return self.start(say)
+            except ClusterError as error:
+                say(f"{str(error).splitlines()[0]}; trying again")
+        self.start(say)
+
+    def _node(self, head: Started, number: int, say: Callable[[str], None]) -> Started:
         name = f"node-{number}"
         home = self.study / "nodes" / name
-        running = adopt_node(home, self.address)
+        running = adopt_node(home, self.address, head=head)
         if running is not None:
             return running
         sweep(home)
@@ -87,18 +106,27 @@ class Machines:
             gpu=self.gpu,
         )
 
-    def heal(self, reason: str) -> None:
-        """Whatever of ours has died is started again. At most every few seconds."""
+    def heal(self) -> None:
+        """Whatever of ours has died is started again; after a failure not before a few seconds.
+
+        Raises:
+            ClusterError: something could not be started.
+        """
         if time.monotonic() < self._heal_at:
             return
-        self._heal_at = time.monotonic() + HEAL_EVERY_S
-        self.start(lambda text: None)
+        self._heal_at, self.healing = time.monotonic() + HEAL_PAUSE_S, True
+        try:
+            self.start(lambda text: None)
+        except PrerequisiteError as error:  # it ran before, so this passes: a port that is not free yet
+            raise ClusterError(str(error)) from error
+        finally:
+            self.healing = False
+        self._heal_at = 0.0
 
-    def end(self) -> None:
-        """No process of this study is left on this machine."""
-        for number in range(1, self.local + 1):
-            sweep(self.study / "nodes" / f"node-{number}")
-        sweep(self.study)
+
+def end_all(study: Path) -> list[int]:
+    """No process of this study is left on this machine. Returns the pids that were ended."""
+    return sweep(*sorted(study.glob("nodes/*")), study)
 
 
 def run_study(
@@ -107,6 +135,7 @@ def run_study(
     """Open or resume a study and work on it to its end. None when it was interrupted."""
     found, before = studies.to_run(config)
     if before is not None and before.finished is not None:
+        end_all(before.folder)  # its coordinator may have been killed between the last fact and the end
         console.print(
             f"{before.name} has finished; its report is {before.folder}/report.md. Starting {found.name}.",
             highlight=False,
@@ -116,6 +145,7 @@ def run_study(
         _say_resumed(console, found, config, used)
     task_folder = Path(used.task)
     task = load_task(task_folder)
+    check_choices(used, task, local=local)
     forge = make_forge(used, found.folder)
     with Ledger(found.folder / "ledger.sqlite") as ledger:
         if task.has_data:
@@ -145,41 +175,53 @@ def _work(
     study: Study, ledger: Ledger, forge: Forge, machines: Machines, console: Console, *, plain: bool
 ) -> StudyFinished | None:
     view = PlainView(console) if plain or not console.is_terminal else LiveView(console)
+    view.remember(ledger.facts())
     cluster = None
-    try:
-        machines.start(lambda text: console.print(text, highlight=False))
-        if not machines.local:
-            _say_join(console, machines)
-        cluster = RayCluster(
-            machines.address, home=study.folder, token_file=machines.token_file, timing=machines.timing
-        )
-        service = Service(study, ledger, cluster, forge, view, heal=machines.heal)
-        with _interruptible(service), view:
-            finished = service.run()
-            if finished is None:
-                service.collect(LEAVING_S)
-    finally:
-        if cluster is not None:
-            cluster.close()
-        machines.end()
+    with _on_signals(signal.default_int_handler):
+        try:
+            machines.start_patiently(lambda text: console.print(text, highlight=False))
+            if not machines.local:
+                _say_join(console, machines)
+            cluster = RayCluster(
+                machines.address, home=study.folder, token_file=machines.token_file, timing=machines.timing
+            )
+            service = Service(study, ledger, cluster, forge, view, heal=machines.heal)
+            with _interruptible(service, machines), view:
+                finished = service.run()
+                if finished is None:
+                    service.collect(LEAVING_S)
+        finally:
+            with _on_signals(signal.SIG_IGN):  # seconds at most, and who presses Ctrl-C again wants just this
+                if cluster is not None:
+                    cluster.close()
+                end_all(study.folder)
     _say_end(console, study, finished)
     return finished
 
 
 @contextmanager
-def _interruptible(service: Service) -> Iterator[None]:
-    """Ctrl-C and SIGTERM end the round in progress, then everything else; a second one ends at once."""
-
-    def interrupt(number: int, frame: object) -> None:
-        service.stop()
-        signal.signal(number, signal.default_int_handler)
-
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+def _on_signals(handler: Callable[[int, FrameType | None], object] | signal.Handlers) -> Iterator[None]:
+    """Meet Ctrl-C and SIGTERM with this handler for a while."""
+    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
+
+
+@contextmanager
+def _interruptible(service: Service, machines: Machines) -> Iterator[None]:
+    """Ctrl-C and SIGTERM end the round in progress, then everything else; a second one ends at once."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        service.stop()
+        signal.signal(number, signal.default_int_handler)
+        if machines.healing:  # that may take long, and is of no use any more
+            raise KeyboardInterrupt
+
+    with _on_signals(interrupt):
+        yield
 
 
 def _say_resumed(console: Console, found: studies.Found, asked: Config, used: Config) -> None:
@@ -207,7 +249,7 @@ def _say_end(console: Console, study: Study, finished: StudyFinished | None) -> 
     if finished is None:
         console.print("interrupted; the same command resumes this study", highlight=False)
         return
-    for line in final_words(finished, study.task.metric, os.path.relpath(study.folder)):
+    for line in final_words(finished, study.task, os.path.relpath(study.folder)):
         console.print(line, highlight=False, soft_wrap=True)
 
 
@@ -237,80 +279,102 @@ def join(
     """Lend this machine to a cluster until it is told to leave.
 
     Raises:
-        PrerequisiteError: no token, another join in the same home, or nothing answers at the address.
+        PrerequisiteError: no token, another join in the same home, or the address does not answer now. Once joined, a
+            head that goes away is waited for.
     """
-    if not token_file.exists():
-        raise PrerequisiteError(
-            f"no token at {token_file}: copy run/token from the coordinator's study folder, mode 600"
-        )
-    if address.count(":") != 1 or not address.rpartition(":")[2].isdigit():
-        raise PrerequisiteError(f"{address!r} is no address; write it as HOST:PORT, as `swarm coordinator` prints it")
-    _refuse_second_join(home)
+    check_address(address)
+    check_token(token_file)
+    lock = _refuse_second_join(home)
     os.environ["SWARM_NODE_NAME"] = name
     uses_gpu = gpu_name() is not None if gpu is None else gpu
     uid = node_uid(home)
 
+    joined: list[Started] = []
+
     def start() -> Started:
-        return start_node(address, home, token_file=token_file, name=name, uid=uid, gpu=uses_gpu, timing=timing)
+        try:
+            joined[:] = [
+                start_node(address, home, token_file=token_file, name=name, uid=uid, gpu=uses_gpu, timing=timing)
+            ]
+        except ClusterError as error:
+            if joined:
+                raise
+            raise PrerequisiteError(
+                f"could not join {address}: {error}\n"
+                "start `swarm coordinator` there first; it prints the address to join, and this machine must reach it"
+            ) from error
+        return joined[0]
 
     try:
         join_loop(start, home)
     finally:
-        _pid_file(home).unlink(missing_ok=True)
+        os.close(lock)
 
 
-def _pid_file(home: Path) -> Path:
-    return home / "run" / "join.pid"
+def _join_lock(home: Path) -> Path:
+    return home / "run" / "join.lock"
 
 
-def _refuse_second_join(home: Path) -> None:
-    path = _pid_file(home)
+def _refuse_second_join(home: Path) -> int:
+    """Hold the lock of a node's home; the kernel gives it back when the process dies, so it can never be stale."""
+    path = _join_lock(home)
     path.parent.mkdir(parents=True, exist_ok=True)
-    if path.exists() and _is_join(int(path.read_text() or 0)):
+    lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(lock)
         raise PrerequisiteError(
             f"this machine has joined already from {home} (process {path.read_text()}); use --home for another node"
-        )
-    path.write_text(str(os.getpid()))
-
-
-def _is_join(pid: int) -> bool:
-    try:
-        return b"join" in Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        return False
+        ) from error
+    os.ftruncate(lock, 0)
+    os.write(lock, str(os.getpid()).encode())
+    return lock
 
 
 def leave(home: Path) -> list[str]:
     """End the join loop of a node, or the coordinator of a study, and every process that belongs to it."""
     told: list[str] = []
-    for path in (_pid_file(home), home / "ledger.lock"):
-        pid = int(path.read_text() or 0) if path.exists() else 0
-        if pid and _alive(pid) and _is_swarm(pid):
-            os.kill(pid, signal.SIGTERM)
+    for path in (_join_lock(home), home / "ledger.lock"):
+        pid = _holder(path)
+        if pid:
+            _signal(pid, signal.SIGTERM)
             told.append(f"process {pid} was asked to end")
-            _wait_for_end(pid, 15.0)
-    for place in (*sorted(home.glob("nodes/*")), home):
-        ended = sweep(place)
-        if ended:
-            told.append(f"{len(ended)} processes of {place} ended")
+            _wait_for_end(path, pid)
+    ended = end_all(home)
+    if ended:
+        told.append(f"{len(ended)} processes of {home} ended")
     return told or ["nothing was running"]
 
 
-def _is_swarm(pid: int) -> bool:
+def _holder(path: Path) -> int:
+    """The process that holds this lock; 0 when none does, whatever a killed one left in the file."""
     try:
-        return b"swarm" in Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        return False
+        lock = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return 0
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return int(os.read(lock, 32) or 0)
+    else:
+        return 0
+    finally:
+        os.close(lock)
 
 
-def _alive(pid: int) -> bool:
-    return Path(f"/proc/{pid}").exists()
-
-
-def _wait_for_end(pid: int, seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while _alive(pid) and time.monotonic() < deadline:
+def _wait_for_end(path: Path, pid: int) -> None:
+    """Until it gave its lock back; one that is stuck is killed, the ledger does not mind."""
+    deadline = time.monotonic() + LEAVE_PATIENCE_S
+    while _holder(path) == pid:
+        if time.monotonic() > deadline:
+            _signal(pid, signal.SIGKILL)
         time.sleep(0.1)
+
+
+def _signal(pid: int, number: signal.Signals) -> None:
+    with suppress(ProcessLookupError):  # it ended meanwhile
+        os.kill(pid, number)
 
 
 def default_node_home() -> Path:

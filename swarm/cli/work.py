@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 from rich.console import Console
 
+from coordinator.mind import NO_NODE
 from swarm.cli import run as wiring
 from swarm.cli.options import CONFIG, HOME, PLAIN, SET, STUDY
 from swarm.cli.studies import find
@@ -45,10 +46,10 @@ def _config(path: Path | None, overrides: tuple[str, ...]) -> Config:
 
 
 def _exit_code(finished: StudyFinished | None) -> int:
-    """0 also without a promotion: an honest no is a result. 2 when the Task itself does not work."""
+    """0 also without a promotion: an honest no is a result. 2 when the Task or the nodes do not work at all."""
     if finished is None:
         return 130
-    return 2 if finished.reason.startswith("the baseline itself fails") else 0
+    return 2 if finished.reason.startswith(("the baseline itself fails", NO_NODE)) else 0
 
 
 @click.command()
@@ -64,7 +65,10 @@ def _exit_code(finished: StudyFinished | None) -> int:
 @click.option("--name", default="", help="How people call this node; default: the host's name.")
 @click.option("--gpu/--cpu", "gpu", default=None, help="Lend the GPU, or one CPU slot; default: the GPU if it has one.")
 def join(address: str, token_file: Path, home: Path | None, name: str, gpu: bool | None) -> None:
-    """Lend this machine to the cluster at ADDRESS (HOST:PORT) until Ctrl-C or `swarm leave`."""
+    """Lend this machine to a cluster until Ctrl-C or `swarm leave`.
+
+    ADDRESS is HOST:PORT, as `swarm coordinator` prints it.
+    """
     logging.getLogger("swarm").setLevel(logging.INFO)
     place = (home or wiring.default_node_home()).absolute()
     wiring.join(address, place, token_file, name or wiring.default_node_name(), gpu=gpu)
@@ -74,7 +78,10 @@ def join(address: str, token_file: Path, home: Path | None, name: str, gpu: bool
 @HOME
 @STUDY
 def leave(home: Path | None, study: Path | None) -> None:
-    """End what runs here: a joined node, or with --study a coordinator and all its processes."""
+    """End what runs here: a joined node, or a coordinator.
+
+    Without --study the node that `swarm join` started; with it the coordinator and every process of that study.
+    """
     place = find(study) if study is not None else (home or wiring.default_node_home())
     for line in wiring.leave(place.absolute()):
         click.echo(line)

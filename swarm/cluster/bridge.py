@@ -197,7 +197,8 @@ def main() -> None:
     address, ip = sys.argv[1:3]
     pipe = _private_stdout()
     calls: queue.Queue[frames.Call] = queue.Queue()
-    threading.Thread(target=_read_calls, args=(sys.stdin.buffer, calls), daemon=True).start()
+    stdin = os.fdopen(os.dup(0), "rb")  # not sys.stdin, which Python can not close while a thread waits in it
+    threading.Thread(target=_read_calls, args=(stdin, calls), daemon=True).start()
     here: dict[str, Any] = {"_node_ip_address": ip} if ip else {}
     ray.init(
         address=address,

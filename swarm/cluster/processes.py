@@ -40,6 +40,13 @@ class Process(NamedTuple):
         """Whether it lives. A zombie does not."""
         return _created(self.pid) == self.created
 
+    def name(self) -> str:
+        """The name of its program, cut to 15 characters; empty when it is gone."""
+        try:
+            return Path(f"/proc/{self.pid}/comm").read_text().strip()
+        except (FileNotFoundError, ProcessLookupError):
+            return ""
+
 
 @dataclass(frozen=True)
 class Started:
@@ -116,15 +123,16 @@ def marked(home: Path) -> set[int]:
     return ours - _ancestors(parents)
 
 
-def sweep(home: Path) -> list[int]:
-    """End every process with the mark of this home and remove what it left in /tmp. Takes at most 5 s.
+def sweep(*homes: Path) -> list[int]:
+    """End every process with the mark of these homes and remove what it left in /tmp. Takes at most 5 s.
 
     Returns the pids that were ended.
     """
-    ended = _end(lambda: marked(home))
-    for started in remembered(home):
-        shutil.rmtree(started.temp_dir, ignore_errors=True)
-    _registry(home).unlink(missing_ok=True)
+    ended = _end(lambda: {pid for home in homes for pid in marked(home)})
+    for home in homes:
+        for started in remembered(home):
+            shutil.rmtree(started.temp_dir, ignore_errors=True)
+        _registry(home).unlink(missing_ok=True)
     return ended
 
 

@@ -33,6 +33,7 @@ THIS_MACHINE = "127.0.0.2"
 
 _START_S = 90.0  # 2 s on an idle machine, 11 s on a loaded one, 24 s with an unreachable name server
 _OBJECT_STORE_BYTES = 80_000_000  # just above the least that Ray takes; replies are small
+_VITAL = ("gcs_server", "raylet")
 _RAY = "r"  # Ray's folder inside our temp dir
 _PR_SET_PDEATHSIG = 1
 
@@ -202,6 +203,8 @@ def ray_environment(home: Path, token_file: Path, timing: Timing) -> dict[str, s
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",  # else a node takes 30 s to obey SIGTERM
         "RAY_memory_monitor_refresh_ms": "0",  # Ray would end the agent; the limit on a trial is ours
         "RAY_worker_niceness": "0",  # 15 by default, which trials would inherit
+        # A worker that is killed while it starts counts as starting for 60 s; by default nothing else would start then.
+        "RAY_worker_maximum_startup_concurrency": "8",
         "RAY_task_events_report_interval_ms": "0",  # nobody reads them
         "RAY_ROTATION_MAX_BYTES": "10000000",
     }
@@ -273,14 +276,19 @@ def _wait_until_ready(started: Started, log_file: Path) -> None:
     """Ray writes the head's address into its temp dir as the last act before it blocks."""
     ready = Path(started.temp_dir) / _RAY / "ray_current_cluster"
     deadline = time.monotonic() + _START_S
+    seen: set[processes.Process] = set()
     while not ready.exists():
         output = log_file.read_text(errors="replace")
         refuse_known_mistakes(started.address, output)
-        if not started.process.runs():
+        seen.update(child for child in processes.children(started.process) if child.name() in _VITAL)
+        # `ray start` would wait 30 s for a raylet that was killed meanwhile.
+        if not all(one.runs() for one in (started.process, *seen)):
             raise ClusterError(f"Ray did not start as {started.role} of {started.address}\n{last_lines(log_file)}")
+        if started.role == "node" and not answers(started.address):
+            raise ClusterError(f"the head at {started.address} went away while {started.name} started")
         if time.monotonic() > deadline:
             raise ClusterError(f"Ray took more than {_START_S:g} s to start\n{last_lines(log_file)}")
-        time.sleep(0.05)
+        time.sleep(0.1)
 
 
 def refuse_known_mistakes(address: str, output: str) -> None:
