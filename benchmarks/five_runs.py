@@ -20,9 +20,10 @@ PAGE = Path("docs/results.md")
 ROOT = Path("studies")
 HEAD = """# Five runs of the laptop study
 
-`make run` with five study seeds, one after the other, on {machine}. Written by `benchmarks/five_runs.py`; nothing is
-left out. The last column is the promise under test: the champion against the baseline on five fresh seeds at the
-end of each study, mean gain in val_bpb with its 95 % interval, validation split.
+`make run` with five study seeds, one after the other, on {machine}.
+Written by `benchmarks/five_runs.py`; nothing is left out. The last column is the promise under test: the champion
+against the baseline on five fresh seeds at the end of each study, mean gain in val_bpb with its 95 % interval,
+validation split.
 
 Verdicts are counted as accepted / rejected / still open at the end.
 
@@ -95,8 +96,13 @@ def row(seed: int, folder: Path) -> str:
 
 def promoted(told: History) -> str:
     """Short names of the ideas that the champion holds."""
-    names = [experiment.hypothesis.partition(":")[0] for p in told.promotions for experiment in told.stacked(p)]
-    return ", ".join(names) or "nothing"
+    names = [short(experiment.hypothesis) for p in told.promotions for experiment in told.stacked(p)]
+    return ", ".join(dict.fromkeys(names)) or "nothing"
+
+
+def short(hypothesis: str) -> str:
+    """The tuner's own words without the constant's description."""
+    return hypothesis.removeprefix("Carry over onto the new champion: ").partition(":")[0]
 
 
 def final(finished: StudyFinished | None) -> str:
@@ -116,7 +122,7 @@ def details(seeds: list[int]) -> str:
             told = history(facts_of(folder))
             for promotion in told.promotions:
                 verdict = told.verdict_on(promotion)
-                change = told.by_idea[promotion.experiment].hypothesis.partition(":")[0]
+                change = short(told.by_idea[promotion.experiment].hypothesis)
                 lines.append(
                     f"- seed {seed}, promotion {promotion.number}: {change}. {verdict.reason if verdict else ''}"
                 )
