@@ -56,7 +56,7 @@ def _exit_code(finished: StudyFinished | None) -> int:
 @click.argument("address")
 @click.option(
     "--token-file",
-    type=click.Path(path_type=Path),
+    type=click.Path(path_type=Path, readable=False),
     default=Path("token"),
     show_default=True,
     help="The cluster's token, copied from the coordinator's study folder.",
