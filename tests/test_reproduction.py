@@ -280,7 +280,7 @@ def test_blocks_of_the_champion_against_itself_have_mean_zero() -> None:
 
 
 def test_seed_scores_count_as_if_pairing_saved_nothing() -> None:
-    scores = [1.00, 1.02, 0.99, 1.01, 1.03, 0.98, 1.00]
+    scores = [1.00, 1.02, 0.99, 1.01, 1.03, 0.98, 1.00, 1.01, 0.97, 1.02]
     noise = Noise.from_seed_scores(scores)
     assert noise.sd == pytest.approx(statistics.stdev(scores) * math.sqrt(2))
     assert noise.df == SEED_SCORES_MAX_DF

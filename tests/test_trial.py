@@ -14,7 +14,7 @@ from subprocess import PIPE, Popen
 import pytest
 import toy_task as toy
 
-from node.data import prepare_data, write_stream
+from node.data import PIECE, prepare_data, write_stream
 from node.processes import MARK
 from node.sandbox import Box
 from node.sandbox.bare import Bare
@@ -115,7 +115,8 @@ def test_the_stream_is_exact_and_drawn_by_the_seed(tmp_path: Path) -> None:
     assert len(a) == 2 * 1300
     assert a == b != c
     everything = tokens.read_bytes()
-    assert all(piece in everything for piece in (a[:1024], a[1024:2048], a[2048:]))
+    pieces = [a[start : start + 2 * PIECE] for start in range(0, len(a), 2 * PIECE)]
+    assert all(piece in everything for piece in pieces)
 
 
 # --- what a candidate does wrong ---
