@@ -87,7 +87,7 @@ class Study:
     """One study in a folder of its own, its coordinator as often as it takes, and every process it has."""
 
     def __init__(
-        self, root: Path, *, train: str = TRAIN, trials: int = 100, wall_s: float = 600.0, trial_wall_s: float = 10.0
+        self, root: Path, *, train: str = TRAIN, trials: int = 60, wall_s: float = 600.0, trial_wall_s: float = 10.0
     ) -> None:
         self.root, self.folder = root, root / "studies" / "kill-1"
         (root / "task").mkdir(parents=True)
@@ -243,14 +243,12 @@ def test_twenty_kills_lose_nothing_and_double_nothing(made: list[Study], tmp_pat
     made.append(study)
     dice = random.Random(20)
     deck = dice.sample(DECK, len(DECK))
-    killed: Counter[str] = Counter()
     study.start()
     for kind in deck:
         pid = _victim(study, kind, dice)
-        killed[kind] += _kill(pid)
-        print(time.strftime("%H:%M:%S"), "killed", kind, pid, study.length(), flush=True)
+        _kill(pid)
+        print(time.strftime("%H:%M:%S"), "killed", kind, pid, "after", study.length(), "facts")
         _progress(study, dice)
-    print(killed, study.trials())
     until(lambda: _finished(study), "the study finishes", 120)
     study.assert_complete()
 
@@ -289,10 +287,10 @@ def _finished(study: Study) -> bool:
 
 
 def test_ctrl_c_ends_in_seconds_and_the_same_command_resumes(made: list[Study], tmp_path: Path) -> None:
-    study = Study(tmp_path, trials=40)
+    study = Study(tmp_path, trials=16)
     made.append(study)
     study.start()
-    until(lambda: study.trials() >= 6, "six trials have finished")
+    until(lambda: study.trials() >= 4, "four trials have finished")
     began = time.monotonic()
     assert study.interrupt() == 130
     assert time.monotonic() - began < 8
@@ -313,7 +311,7 @@ def test_leave_ends_a_study_of_another_process(made: list[Study], tmp_path: Path
     assert not study.processes()
     assert not study.of(StudyFinished)
     study.start()
-    until(lambda: "trial" in study.processes().values(), "a trial runs")
+    until(lambda: "agent" in study.processes().values(), "an agent runs")
     _kill(study.coordinator.pid if study.coordinator else -1)
     until(study.ended, "the coordinator is dead")
     assert "agent" in study.processes().values()
@@ -345,7 +343,7 @@ WALL_S = 2.0
 
 
 def test_a_bad_candidate_costs_its_own_slot_and_nothing_else(made: list[Study], tmp_path: Path) -> None:
-    study = Study(tmp_path, train=HABITS, trials=90, trial_wall_s=WALL_S)
+    study = Study(tmp_path, train=HABITS, trials=70, trial_wall_s=WALL_S)
     made.append(study)
     study.start()
     until(lambda: study.ended() is not None, "the study ends", 90)

@@ -364,12 +364,20 @@ def _holder(path: Path) -> int:
 
 
 def _wait_for_end(path: Path, pid: int) -> None:
-    """Until it gave its lock back; one that is stuck is killed, the ledger does not mind."""
+    """Until it is gone; one that is stuck is killed, the ledger does not mind."""
     deadline = time.monotonic() + LEAVE_PATIENCE_S
-    while _holder(path) == pid:
-        if time.monotonic() > deadline:
-            _signal(pid, signal.SIGKILL)
+    while _runs(pid) and time.monotonic() < deadline:
         time.sleep(0.1)
+    if _holder(path) == pid:
+        _signal(pid, signal.SIGKILL)
+
+
+def _runs(pid: int) -> bool:
+    """Whether it lives; a zombie does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def _signal(pid: int, number: signal.Signals) -> None:

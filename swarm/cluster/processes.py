@@ -40,13 +40,6 @@ class Process(NamedTuple):
         """Whether it lives. A zombie does not."""
         return _created(self.pid) == self.created
 
-    def name(self) -> str:
-        """The name of its program, cut to 15 characters; empty when it is gone."""
-        try:
-            return Path(f"/proc/{self.pid}/comm").read_text().strip()
-        except (FileNotFoundError, ProcessLookupError):
-            return ""
-
 
 @dataclass(frozen=True)
 class Started:
@@ -95,6 +88,20 @@ def launch(
 def children(of: Process) -> tuple[Process, ...]:
     """The processes that it started itself, and that live."""
     return tuple(Process(pid, created) for pid, (parent, created) in _table().items() if parent == of.pid)
+
+
+def names_of_ended_children(of: Process) -> set[str]:
+    """The programs, cut to 15 characters, of children that ended and that it has not asked about: zombies."""
+    names = set()
+    for entry in os.scandir("/proc"):
+        try:
+            text = Path(entry.path, "stat").read_text(errors="replace") if entry.name.isdigit() else ""
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        before, _, after = text.rpartition(")")
+        if after.split()[:2] == ["Z", str(of.pid)]:
+            names.add(before.partition("(")[2])
+    return names
 
 
 def remember(started: Started) -> None:

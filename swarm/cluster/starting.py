@@ -33,7 +33,7 @@ THIS_MACHINE = "127.0.0.2"
 
 _START_S = 90.0  # 2 s on an idle machine, 11 s on a loaded one, 24 s with an unreachable name server
 _OBJECT_STORE_BYTES = 80_000_000  # just above the least that Ray takes; replies are small
-_VITAL = ("gcs_server", "raylet")
+_VITAL = {"gcs_server", "raylet"}
 _RAY = "r"  # Ray's folder inside our temp dir
 _PR_SET_PDEATHSIG = 1
 
@@ -276,13 +276,11 @@ def _wait_until_ready(started: Started, log_file: Path) -> None:
     """Ray writes the head's address into its temp dir as the last act before it blocks."""
     ready = Path(started.temp_dir) / _RAY / "ray_current_cluster"
     deadline = time.monotonic() + _START_S
-    seen: set[processes.Process] = set()
     while not ready.exists():
         output = log_file.read_text(errors="replace")
         refuse_known_mistakes(started.address, output)
-        seen.update(child for child in processes.children(started.process) if child.name() in _VITAL)
-        # `ray start` would wait 30 s for a raylet that was killed meanwhile.
-        if not all(one.runs() for one in (started.process, *seen)):
+        # `ray start` would wait 30 s for a GCS or raylet that was killed meanwhile.
+        if not started.process.runs() or _VITAL & processes.names_of_ended_children(started.process):
             raise ClusterError(f"Ray did not start as {started.role} of {started.address}\n{last_lines(log_file)}")
         if started.role == "node" and not answers(started.address):
             raise ClusterError(f"the head at {started.address} went away while {started.name} started")
