@@ -65,7 +65,7 @@ class Roster:
             self._dismissed(member)
         for member in [m for m in self._stillborn if m not in self._names]:
             del self._stillborn[member]
-        for member in self._names.keys() - self._members.keys():
+        for member in [m for m in self._names if m not in self._members]:
             if now >= self._stillborn.get(member, NEVER_FAILED).again_at:
                 self._appoint(member)
 

@@ -73,7 +73,7 @@ def test_what_agents_spooled_before_they_died_at_the_end_is_waited_for(tmp_path:
             return
         for member, node in swarm.cluster.by_id.items():
             before = [f for f in swarm.facts() if isinstance(f, TrialFinished) and f.node == node.info.uid][-1]
-            last.append(replace(before, trial=f"after the last report of {node.name}", block=""))
+            last.append(replace(before, trial=f"after the last report of {node.name}", block="", purpose="screen"))
             node.spool[last[-1].key] = last[-1]
             swarm.cluster.kill_agent(member)
 
