@@ -5,43 +5,36 @@ number. The service feeds it facts and reports and carries out what it asks for;
 ten thousand made-up nodes.
 """
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
-from random import Random
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 
+from coordinator.belief import WORDS_CHARS, flaw, named
+from coordinator.briefs import Briefs
+from coordinator.fold import absorb
+from coordinator.leases import BLOCKS_IN_VAIN, Leases, Presence, in_vain
 from coordinator.merging import carry
 from coordinator.reproduction import Accepted, Rejected, Undecided, decide, paired_interval, rejected_for, rule_for
-from coordinator.state import Claim, Drawn, Experiment, State
+from coordinator.state import SET_ASIDE, Claim, ClaimKey, Drawn, State
 from swarm.config import Config
 from swarm.records import (
     Admission,
     Block,
-    BlockDrawn,
     BlockLost,
-    Brief,
     ExperimentAdmitted,
     Fact,
-    Limits,
     NodeJoined,
     NodeLost,
     Orders,
     Proposal,
     ProposalRefused,
-    Purpose,
     Report,
     StudyFinished,
-    TrialSpec,
-    Tried,
     Verdict,
     candidate_id,
-    digest,
+    researcher_branch,
 )
-from swarm.source import describe_edit
 
-SHARED_BY = 4  # candidates that may share one champion run in a block: above it false verdicts come in clusters
-TRIED_SHOWN = 20  # experiments in a Brief; keeps its size independent of the study's history
-BRIEF_EVERY = 5  # experiments between two Briefs in which nothing urgent changed
-QUARANTINE_AFTER, QUARANTINE_S = 3, 60.0  # disturbances in a row; doubled for each further one
+PROPOSALS_HEARD = 8  # of one report; a researcher keeps two ready
 RETURN_S = 30.0  # at the end, a node whose agent died is waited for this long: starting it again takes about 5 s
 NO_NODE = "no node was ready"
 OVERTIME = 1.5  # of the wall time, after which the final comparison is cut short
@@ -51,50 +44,43 @@ OVERTIME = 1.5  # of the wall time, after which the final comparison is cut shor
 class Promote:
     """Carry out a promotion; the service reports it back as a fact."""
 
-    claim: tuple[str, str]
+    claim: ClaimKey
     number: int
 
 
 Action = Promote | Fact
 
 
-@dataclass
-class Presence:
-    """What is known of a node right now. Not a fact: it may vanish."""
-
-    report: Report
-    heard_at: float
-    alive: bool = True
-    held: set[str] = field(default_factory=set)  # blocks it was ever seen holding
-
-
 class Mind:
     """Decides. Owned by one service (or simulator), which calls it from one thread."""
 
     def __init__(self, config: Config, cpu_limit: float) -> None:
+        """Know nothing yet. A trial is killed at `cpu_limit` times the baseline's CPU time."""
         self.config = config
-        self.cpu_limit = cpu_limit  # a trial is killed at this multiple of the baseline's CPU time
         self.rule = rule_for(config.decision.dial)
         self.state = State(rule=self.rule, calibration_runs=2 * config.decision.calibration_pairs)
         self.presence: dict[str, Presence] = {}
         self.program = ""
         self._refused: dict[tuple[str, str], str] = {}
-        self._briefs: dict[str, tuple[tuple[object, ...], Brief]] = {}
+        self._briefs = Briefs(self.state, config.nodes, cpu_limit)
         self._retry_promotion_at = 0.0
 
     # --- feeding ---
 
     def absorb(self, fact: Fact, at: float) -> None:
         """Take a committed fact."""
-        self.state.absorb(fact, at)
+        absorb(self.state, fact, at)
         if isinstance(fact, ProposalRefused):
             self._refused[(fact.node, fact.idea)] = fact.reason
+        elif isinstance(fact, NodeLost):
+            self.gone(fact.node)
 
     def observe(self, report: Report, now: float) -> None:
         """Take what a node says of itself; its facts have been committed before."""
-        known = self.presence.get(report.node.uid)
+        uid = report.node.uid
+        known = self.presence.get(uid)
         held = (known.held if known else set()) | set(report.holding)
-        self.presence[report.node.uid] = Presence(report, now, alive=True, held=held)
+        self.presence[uid] = Presence(report, now, held=held & self.state.leased.get(uid, {}).keys())
 
     def gone(self, node: str) -> None:
         """The node's agent is certainly dead; what it held in memory is lost."""
@@ -111,78 +97,88 @@ class Mind:
         """Everything that follows from what is known. Facts are to be committed and absorbed before asking again."""
         if self.state.opened is None or self.state.finished is not None:
             return []
-        actions: list[Action] = []
-        actions += self._membership(now)
-        actions += self._admissions(now)
-        actions += self._verdicts(now)
-        actions += self._promotions(now)
+        actions: list[Action] = [*self._membership(now), *self._lost_blocks(now), *self._admissions(now)]
+        actions += [*self._verdicts(now), *self._promotions(now)]
         return actions or self._leases(now) or self._ending(now)
 
-    def _membership(self, now: float) -> list[Action]:
-        actions: list[Action] = []
+    def _membership(self, now: float) -> Iterator[Action]:
         for uid, presence in self.presence.items():
             node = presence.report.node
             known = self.state.nodes.get(uid)
             if presence.report.ready and (known is None or known.platform != node.platform):
-                actions.append(NodeJoined(node, now))
+                yield NodeJoined(node, now)
             silent = now - presence.heard_at
             if presence.alive and silent > self.config.nodes.lost_after_s:
-                presence.alive = False
-                actions.append(NodeLost(uid, f"silent for {silent:.0f} s", now))
-        return actions + self._lost_blocks(now)
+                yield NodeLost(uid, f"silent for {silent:.0f} s", now)
 
-    def _lost_blocks(self, now: float) -> list[Action]:
-        """A block is lost when its node is gone, or came back without it."""
-        lost: list[Action] = []
-        for drawn in self._outstanding():
-            presence = self.presence.get(drawn.fact.node)
-            if presence is None:
-                if now - max(self.state.session_started, drawn.fact.at) > self.config.nodes.lost_after_s:
-                    lost.append(BlockLost(drawn.fact.block, "its node did not come back", now))
-            elif not presence.alive:
-                lost.append(BlockLost(drawn.fact.block, "its node or agent died", now))
-            elif drawn.fact.block in presence.held and drawn.fact.block not in presence.report.holding:
-                lost.append(BlockLost(drawn.fact.block, "disturbed on its node, or forgotten in a restart", now))
-        return lost
+    def _lost_blocks(self, now: float) -> Iterator[Action]:
+        for drawn in self.state.outstanding.values():
+            reason = self._why_lost(drawn, now)
+            if reason:
+                yield BlockLost(drawn.fact.block, reason, now)
 
-    def _admissions(self, now: float) -> list[Action]:
-        actions: list[Action] = []
-        taken = set(self.state.experiments)
+    def _why_lost(self, drawn: Drawn, now: float) -> str:
+        """A block is lost when its node is gone, came back without it, or takes longer than it ever may."""
+        presence, nodes = self.presence.get(drawn.fact.node), self.config.nodes
+        age = now - max(self.state.session_started, drawn.fact.at)
+        if presence is None:
+            return "its node did not come back" if age > nodes.lost_after_s else ""
+        if not presence.alive:
+            return "its node or agent died"
+        if drawn.fact.block in presence.held and drawn.fact.block not in presence.report.holding:
+            return "disturbed on its node, or forgotten in a restart"
+        # Training and scoring of each trial, and of the node's own one before them, may take the whole wall time.
+        longest = 2 * (len(drawn.fact.trials) + 1) * nodes.trial_wall_s + nodes.lost_after_s
+        return f"not finished within {longest:.0f} s" if age > longest else ""
+
+    def _admissions(self, now: float) -> Iterator[Action]:
+        taken: set[str] = set()
         for uid, presence in self.presence.items():
-            for proposal in presence.report.proposals:
+            for proposal in named(presence.report.proposals[:PROPOSALS_HEARD]):
                 if proposal.idea in taken or (uid, proposal.idea) in self._refused:
-                    actions += self._refuse_if_foreign(uid, proposal, now)
                     continue
-                taken.add(proposal.idea)
-                candidate = candidate_id(proposal.files)
-                branch = f"swarm/{self.config.study}/{presence.report.node.name}"
-                actions.append(ExperimentAdmitted(proposal, candidate, uid, branch, now))
-        return actions
+                reason = self._why_refused(uid, proposal)
+                if reason:
+                    words = proposal.hypothesis[:WORDS_CHARS]
+                    yield ProposalRefused(proposal.idea, uid, words, reason, now)
+                elif proposal.idea not in self.state.experiments:
+                    taken.add(proposal.idea)
+                    branch = researcher_branch(self.config.study, presence.report.node.name)
+                    yield ExperimentAdmitted(proposal, candidate_id(proposal.files), uid, branch, now)
 
-    def _refuse_if_foreign(self, uid: str, proposal: Proposal, now: float) -> list[Action]:
+    def _why_refused(self, uid: str, proposal: Proposal) -> str:
         twin = self.state.experiments.get(proposal.idea)
-        if twin is None or (uid, proposal.idea) in self._refused or twin.admitted.node == uid and twin.status == "open":
-            return []
-        reason = f"the same syntax tree is experiment {twin.number} ({twin.status})"
-        self._refused[(uid, proposal.idea)] = reason
-        return [ProposalRefused(proposal.idea, uid, proposal.hypothesis, reason, now)]
+        if twin is None:
+            return flaw(proposal, self.state)
+        if twin.admitted.node == uid and twin.status in ("open", SET_ASIDE):
+            return ""
+        return f"the same syntax tree is experiment {twin.number} ({twin.status[:100]})"
 
     # --- verdicts and promotions ---
 
     def _verdicts(self, now: float) -> list[Action]:
-        return [verdict for claim in self.state.open_claims() if (verdict := self._verdict(claim, now)) is not None]
+        in_flight = {
+            (experiment, drawn.fact.reference)
+            for drawn in self.state.outstanding.values()
+            for experiment in drawn.fact.experiments
+        }
+        claims = self.state.open_claims.values()
+        return [fact for claim in claims if (fact := self._verdict(claim, claim.key in in_flight, now)) is not None]
 
-    def _verdict(self, claim: Claim, now: float) -> Verdict | Fact | None:
+    def _verdict(self, claim: Claim, in_flight: bool, now: float) -> Fact | None:
         if claim.candidate == claim.base:
             return self._close(claim, "the champion already contains this idea", now)
-        if claim.base != self.state.champion and not claim.pairs and not self._in_flight(claim):
-            return self._carry_over(claim, now)
         if claim.failed:
             return self._close(claim, claim.failed, now)
-        if not claim.pairs:
+        if claim.base != self.state.champion and not claim.pairs and not in_flight:
+            return self._carry_over(claim, now)
+        if not in_flight and in_vain(claim):
+            return self._close(claim, f"{BLOCKS_IN_VAIN} blocks for it were lost or gave no pair", now)
+        if len(claim.pairs) == claim.weighed:
             return None
         decision = decide([pair.gain for pair in claim.pairs], claim.noise, claim.bar, self.rule)
         if isinstance(decision, Undecided):
+            claim.weighed = len(claim.pairs)
             return None
         if isinstance(decision, Accepted) and (slow := self._too_slow(claim)):
             return self._close(claim, slow, now)
@@ -229,22 +225,14 @@ class Mind:
 
     def _carry_over(self, claim: Claim, now: float) -> Fact:
         """Nothing has been measured against a base that is no longer the champion: start again on the new one."""
-        files = self.state.files
-        carried = carry(
-            claim.experiment,
-            files[claim.base],
-            files[claim.candidate],
-            files[self.state.champion],
-            self.state.champion,
-            now,
-        )
+        carried = self._carried(claim, now)
         if isinstance(carried, str):
             return self._close(claim, carried, now)
         return carried
 
     def _promotions(self, now: float) -> list[Action]:
         """Accepted claims, oldest first: landed where they were measured, else carried onto the new champion."""
-        for claim in self.state.landing():
+        for claim in self.state.accepted.values():
             if claim.base != self.state.champion:
                 return [self._carry_accepted(claim, now)]
             due = now >= self._retry_promotion_at
@@ -252,138 +240,36 @@ class Mind:
         return []
 
     def _carry_accepted(self, claim: Claim, now: float) -> Fact:
-        files, champion = self.state.files, self.state.champion
-        carried = carry(claim.experiment, files[claim.base], files[claim.candidate], files[champion], champion, now)
+        carried = self._carried(claim, now)
         if not isinstance(carried, str):
             return carried
-        return self._close(replace(claim, base=champion, pairs=[], verdict=None), carried, now)
+        return self._close(replace(claim, base=self.state.champion, pairs=[], verdict=None), carried, now)
+
+    def _carried(self, claim: Claim, now: float) -> Fact | str:
+        files, champion = self.state.files, self.state.champion
+        return carry(claim.experiment, files[claim.base], files[claim.candidate], files[champion], champion, now)
 
     # --- leases ---
 
     def _leases(self, now: float) -> list[Action]:
-        busy = {drawn.fact.node for drawn in self._outstanding()}
-        for uid in sorted(self.presence, key=lambda uid: (self.presence[uid].heard_at, uid)):
-            presence = self.presence[uid]
-            if uid in busy or not presence.alive or not presence.report.ready or uid not in self.state.nodes:
-                continue
-            if presence.report.holding or self._quarantined(uid, now):
-                continue
-            block = self._block_for(uid, now)
-            if block is not None:
-                return [block]
-        return []
-
-    def _quarantined(self, uid: str, now: float) -> bool:
-        count = self.state.disturbances.get(uid, 0) - QUARANTINE_AFTER
-        return count >= 0 and now - self.state.disturbed_at.get(uid, 0.0) < QUARANTINE_S * 2 ** min(count, 6)
-
-    def _block_for(self, uid: str, now: float) -> BlockDrawn | None:
-        platform = self.state.nodes[uid].platform.id
-        if self.stop_reason(now):
-            return self._final_block(uid, platform, now)
-        if platform not in self.state.noise:
-            return self._calibration_block(uid, platform, now)
-        claims = self._claims_for(uid, platform)
-        if not claims:
-            return None
-        candidates = [claim.candidate for claim in claims]
-        return self._draw(uid, "confirm", claims[0].base, candidates, [c.experiment for c in claims], now)
-
-    def _calibration_block(self, uid: str, platform: str, now: float) -> BlockDrawn | None:
-        champion = self.state.champion
-        done = len(self.state.calibration.get(platform, {}).get(champion, []))
-        planned = sum(
-            len(d.fact.trials) - len(d.finished)
-            for d in self._outstanding()
-            if d.fact.purpose == "calibrate" and self.state.nodes[d.fact.node].platform.id == platform
-        )
-        if self.state.baseline_failure or done + planned >= self.state.calibration_runs:
-            return None
-        return self._draw(uid, "calibrate", champion, [champion], [], now, fresh_seed_each=True)
-
-    def _claims_for(self, uid: str, platform: str) -> list[Claim]:
-        """Open claims that want another pair and may be measured here; one base per block, oldest claims first."""
-        wanted = [c for c in self.state.open_claims() if c.platform == platform and self._wants_pair(c, uid)]
-        return [claim for claim in wanted if claim.base == wanted[0].base][:SHARED_BY]
-
-    def _wants_pair(self, claim: Claim, uid: str) -> bool:
-        if claim.failed or claim.base != self.state.champion and not claim.pairs:
-            return False
-        others = [u for u, p in self.presence.items() if p.alive and u != claim.node and self._on(u, claim.platform)]
-        if uid == claim.node and len(others) >= 3:
-            return False
-        missing = max(1, self.rule.min_pairs - len(claim.pairs))
-        # While the noise is poorly known the first pairs are bought at once: one-pair losers teach it nothing.
-        allowed = missing if claim.noise.df < 12 else 1
-        return self._in_flight(claim) < allowed
-
-    def _on(self, uid: str, platform: str) -> bool:
-        return uid in self.state.nodes and self.state.nodes[uid].platform.id == platform
-
-    def _in_flight(self, claim: Claim) -> int:
-        return sum(
-            claim.candidate in d.fact.candidates and d.fact.reference == claim.base
-            for d in self._outstanding()
-            if d.fact.purpose == "confirm"
-        )
-
-    def _final_block(self, uid: str, platform: str, now: float) -> BlockDrawn | None:
-        state = self.state
-        if state.champion == state.baseline or self._open_business() or platform != self._home_platform():
-            return None
-        planned = sum(d.fact.purpose == "final" for d in self._outstanding())
-        wanted = self.config.decision.final_seeds
-        if len(state.final) + planned >= wanted or state.final_failures >= wanted:
-            return None
-        return self._draw(uid, "final", state.baseline, [state.champion], [], now)
+        leases = Leases(self.state, self.presence, self.config, now)
+        if not self.stop_reason(now):
+            return [*leases.for_exploration()]
+        if self.state.champion == self.state.baseline or self._open_business():
+            return []
+        return [*leases.for_the_end(self._home_platform())]
 
     def _home_platform(self) -> str:
         """Where the final comparison runs: the first Platform that was calibrated."""
         return next(iter(self.state.noise), "")
-
-    def _draw(
-        self,
-        uid: str,
-        purpose: Purpose,
-        reference: str,
-        candidates: Sequence[str],
-        experiments: Sequence[str],
-        now: float,
-        *,
-        fresh_seed_each: bool = False,
-    ) -> BlockDrawn:
-        """A block with a fresh seed, its trials in random order; all from the study's seed and the block's number."""
-        number = len(self.state.blocks) + 1
-        name = digest("block", self.config.seed, self.config.study, number)
-        platform = self.state.nodes[uid].platform.id
-        order = [reference, *candidates]
-        Random(name).shuffle(order)
-        seeds = tuple(int(digest(name, i if fresh_seed_each else 0)[:8], 16) & 0x7FFFFFFF for i in range(len(order)))
-        trials = tuple(digest(c, s, platform, purpose, number) for c, s in zip(order, seeds, strict=True))
-        return BlockDrawn(
-            block=name,
-            number=number,
-            fence=self.state.epoch * 1_000_000 + number,
-            node=uid,
-            purpose=purpose,
-            seeds=seeds,
-            candidates=tuple(order),
-            reference=reference,
-            experiments=tuple(experiments),
-            trials=trials,
-            at=now,
-        )
-
-    def _outstanding(self) -> list[Drawn]:
-        return [drawn for drawn in self.state.blocks.values() if drawn.outstanding]
 
     # --- the end ---
 
     def stop_reason(self, now: float) -> str:
         """Why exploration is over; empty while it is not."""
         stop, caps, state = self.config.stop, self.config.caps, self.state
-        if state.baseline_failure and not state.noise:
-            return f"the baseline itself fails: {state.baseline_failure}"
+        if failure := self._baseline_failure():
+            return f"the baseline itself fails: {failure}"
         tokens = state.spent.input_tokens + state.spent.output_tokens
         rules = (
             (
@@ -398,12 +284,20 @@ class Mind:
         )
         return next((text for holds, text in rules if holds), "")
 
+    def _baseline_failure(self) -> str:
+        """Why no Platform can ever be calibrated; empty while one may be."""
+        state = self.state
+        if state.noise or not state.baseline_failures:
+            return ""
+        failures = [state.baseline_fails(platform) for platform in {n.platform.id for n in state.nodes.values()}]
+        return failures[0] if all(failures) else ""
+
     def _open_business(self) -> bool:
         """Confirmations in flight, and accepted claims on their way to the forge, come before the final comparison."""
         state = self.state
-        if any(d.fact.purpose == "confirm" for d in self._outstanding()):
+        if any(d.fact.purpose == "confirm" for d in state.outstanding.values()):
             return True
-        return any(claim.base == state.champion for claim in state.landing())
+        return any(claim.base == state.champion for claim in state.accepted.values())
 
     def ready_to_end(self, now: float) -> bool:
         """Nothing is left but to empty the nodes' spools."""
@@ -412,7 +306,7 @@ class Mind:
         state, wanted = self.state, self.config.decision.final_seeds
         if state.elapsed_s(now) > 60 * OVERTIME * self.config.stop.wall_minutes:
             return True
-        if self._outstanding() or self._open_business():
+        if state.outstanding or self._open_business():
             return False
         compared = len(state.final) >= wanted or state.final_failures >= wanted
         return compared or state.champion == state.baseline
@@ -460,7 +354,7 @@ class Mind:
         drain = self.state.finished is not None or self.ready_to_end(now)
         if presence is None or not presence.report.ready:
             return Orders(self.state.epoch, acks=tuple(acks), drain=drain)
-        brief = self._brief(uid, now)
+        brief = self._briefs.brief(uid, self.program, explore=not self.stop_reason(now), nodes=len(self.presence))
         return Orders(
             epoch=self.state.epoch,
             acks=tuple(acks),
@@ -471,7 +365,7 @@ class Mind:
         )
 
     def _answers(self, uid: str, report: Report) -> Iterable[Admission]:
-        for proposal in report.proposals:
+        for proposal in report.proposals[:PROPOSALS_HEARD]:
             twin = self.state.experiments.get(proposal.idea)
             if (uid, proposal.idea) in self._refused:
                 yield Admission(proposal.idea, admitted=False, reason=self._refused[(uid, proposal.idea)])
@@ -479,79 +373,6 @@ class Mind:
                 yield Admission(proposal.idea, admitted=True)
 
     def _blocks_of(self, uid: str, report: Report) -> Iterable[Block]:
-        for drawn in self._outstanding():
-            if drawn.fact.node == uid and drawn.fact.block not in report.holding:
-                yield Block(drawn.fact.block, drawn.fact.fence, tuple(self._specs(drawn.fact)))
-
-    def _specs(self, block: BlockDrawn) -> Iterable[TrialSpec]:
-        limits = self._limits(self.state.nodes[block.node].platform.id)
-        by_candidate = {
-            c.candidate: c.experiment for c in self.state.claims.values() if c.experiment in block.experiments
-        }
-        for trial, candidate, seed in zip(block.trials, block.candidates, block.seeds, strict=True):
-            experiment = by_candidate.get(candidate, "") if candidate != block.reference else ""
-            yield TrialSpec(trial, candidate, seed, block.purpose, self.state.files[candidate], limits, experiment)
-
-    def _limits(self, platform: str) -> Limits:
-        nodes, baseline = self.config.nodes, self.state.baseline_cpu_s.get(platform)
-        cpu_s = nodes.trial_wall_s if baseline is None else self.cpu_limit * baseline
-        return Limits(cpu_s=cpu_s, wall_s=nodes.trial_wall_s, memory_mb=nodes.memory_mb)
-
-    def _brief(self, uid: str, now: float) -> Brief:
-        platform = self.state.nodes[uid].platform.id if uid in self.state.nodes else ""
-        noise = self.state.noise.get(platform)
-        explore = not self.stop_reason(now)
-        urgent = (
-            self.state.champion,
-            self.program,
-            platform,
-            None if noise is None else noise.sd,
-            explore,
-            sum(claim.verdict is not None for claim in self.state.claims.values()),
-            len(self.state.experiments) // BRIEF_EVERY,
-        )
-        cached = self._briefs.get(uid)
-        if cached is None or cached[0] != urgent:
-            cached = (urgent, self._write_brief(uid, platform, explore))
-            self._briefs[uid] = cached
-        return cached[1]
-
-    def _write_brief(self, uid: str, platform: str, explore: bool) -> Brief:
-        state = self.state
-        mine = [c for c in state.claims.values() if c.node == uid]
-        noise = state.noise.get(platform)
-        brief = Brief(
-            version="",
-            champion=state.champion,
-            champion_files=state.files[state.champion],
-            program=self.program,
-            noise=None if noise is None else noise.sd,
-            screen_margin=self.rule.screen_margin,
-            cpu_limit_s=self._limits(platform).cpu_s,
-            open_claims=tuple(c.experiment for c in state.open_claims()),
-            verdicts={
-                c.experiment: _word(c) for c in mine[-20:] if c.verdict and state.latest_claim(c.experiment) is c
-            },
-            tried=self._tried(),
-            in_flight=tuple(e.admitted.proposal.hypothesis for e in self._recent() if e.status == "open"),
-            explore=explore,
-        )
-        return replace(brief, version=digest(repr(brief)))
-
-    def _recent(self) -> list[Experiment]:
-        return list(self.state.experiments.values())[-TRIED_SHOWN:]
-
-    def _tried(self) -> tuple[Tried, ...]:
-        return tuple(self._tried_line(e) for e in self._recent() if e.status != "open")
-
-    def _tried_line(self, experiment: Experiment) -> Tried:
-        proposal = experiment.admitted.proposal
-        parent = self.state.files.get(proposal.parent, {})
-        return Tried(proposal.hypothesis, experiment.status, experiment.gain, describe_edit(parent, proposal.files))
-
-
-def _word(claim: Claim) -> str:
-    verdict = claim.verdict
-    if verdict is None:
-        return ""
-    return "accepted" if verdict.accepted else f"rejected: {verdict.reason}"
+        for drawn in self.state.leased.get(uid, {}).values():
+            if drawn.fact.block not in report.holding:
+                yield Block(drawn.fact.block, drawn.fact.fence, tuple(self._briefs.specs(drawn.fact)))

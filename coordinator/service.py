@@ -6,38 +6,34 @@ Whatever is killed here, the next coordinator rebuilds the mind from the ledger 
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
-from coordinator.forges import Forge, Request
+from coordinator.belief import Border
+from coordinator.forges import Forge
+from coordinator.lineage import Lineage
 from coordinator.mind import Mind, Promote
 from coordinator.press import LEADERBOARD, pages
-from coordinator.promotion import PromotionDossier, branch_name, record_json, request_body, title
+from coordinator.promotion import PromotionDossier
+from coordinator.roster import Roster
 from coordinator.state import Claim
-from swarm.cluster import Cluster, Silence
-from swarm.codec import DecodeError, pack, unpack
+from swarm.cluster import Cluster
+from swarm.codec import pack
 from swarm.config import Config
-from swarm.errors import ClusterError, ForgeError, TreeMismatch
+from swarm.errors import ClusterError, ForgeError, PrerequisiteError, TreeMismatch
 from swarm.history import busy_share, history
 from swarm.ledger import Ledger
 from swarm.records import (
-    ClaimRaised,
     CoordinatorStarted,
-    ExperimentAdmitted,
     Fact,
-    Files,
     Promotion,
-    Report,
     Screened,
     Setup,
-    Spent,
     StillAtWork,
     StudyFinished,
     StudyOpened,
-    TrialDisturbed,
-    TrialFinished,
     Trouble,
     candidate_id,
 )
@@ -46,13 +42,10 @@ from swarm.task import Task, bundle, read_editable
 
 log = logging.getLogger(__name__)
 
-AUTHOR = "swarm <swarm@localhost>"
-AGENT_FACTS = (TrialFinished, TrialDisturbed, Screened, ClaimRaised, ExperimentAdmitted, Spent, Trouble)
+PROGRAM = "program.md"
 CALL_TIMEOUT_S = 5.0  # an agent answers in milliseconds; a silent one holds the others up for this long
-MEMBERS_EVERY_S = 2.0
-FIRST_WORD_S = 10.0  # an agent speaks 1 s after it was appointed, 5 s on a loaded machine; doubled at every attempt
-LONGEST_PAUSE_S = 60.0  # between two attempts to start an agent that never speaks
 PAGES_EVERY_S = 60.0  # drawing the picture takes up to half a second
+PAGES_SHARE = 0.02  # of the time, at most, however long the history
 FORGE_RETRY_S = 15.0
 TROUBLE_EVERY_S = 60.0
 AT_WORK_EVERY_S = 20.0  # at most so much working time is forgotten by a kill
@@ -88,16 +81,6 @@ class Study:
         return self.folder / "repo.git"
 
 
-class Stillborn(NamedTuple):
-    """How often in a row an agent died before it said anything, and when to try again."""
-
-    times: int
-    again_at: float
-
-
-NEVER_FAILED = Stillborn(0, 0.0)
-
-
 @dataclass
 class Service:
     """One coordinator at work on one study."""
@@ -110,26 +93,35 @@ class Service:
     heal: Callable[[], None] = lambda: None  # called every few seconds: whatever of ours died is started again
     clock: Callable[[], float] = time.time
     pause: Callable[[float], None] = time.sleep
+    pages_every_s: float = PAGES_EVERY_S
     mind: Mind = field(init=False)
-    repo: Repo = field(init=False)
-    _members: dict[str, str] = field(init=False, default_factory=dict)  # Ray node id -> node uid, "" before it spoke
-    _names: dict[str, str] = field(init=False, default_factory=dict)  # Ray node id -> name
-    _heard_at: dict[str, float] = field(init=False, default_factory=dict)  # by Ray node id; at first: appointed at
-    _stillborn: dict[str, Stillborn] = field(init=False, default_factory=dict)  # by Ray node id
-    _acks: dict[str, tuple[str, ...]] = field(init=False, default_factory=dict)
-    _commits: dict[str, str] = field(init=False, default_factory=dict)  # candidate -> commit
-    _heads: dict[str, str] = field(init=False, default_factory=dict)  # branch -> commit
-    _members_at: float = field(init=False, default=0.0)
-    _pages_at: float = field(init=False, default=0.0)
+    lineage: Lineage = field(init=False)
+    roster: Roster = field(init=False)
+    _pages_at: float = field(init=False, default=0.0)  # when the next ones are due
     _facts: list[Fact] = field(init=False, default_factory=list)  # the ledger, as read; pages are made from it
     _told_at: dict[tuple[str, str], float] = field(init=False, default_factory=dict)
     _published: tuple[int, bool] = field(init=False, default=(0, False))
+    _forge_is_ready: bool = field(init=False, default=False)
     _stop: bool = field(init=False, default=False)
 
     def __post_init__(self) -> None:
         config = self.study.config.model_copy(update={"study": self.study.name})
         self.mind = Mind(config, self.study.task.cpu_limit)
-        self.repo = Repo.create(self.study.repo_path)
+        self.lineage = Lineage(self.study.repo_path, self.study.name)
+        self.roster = Roster(
+            cluster=self.cluster,
+            mind=self.mind,
+            setup=self._setup,
+            trouble=self._trouble,
+            heal=self.heal,
+            clock=self.clock,
+            lost_after_s=config.nodes.lost_after_s,
+        )
+
+    @property
+    def repo(self) -> Repo:
+        """The study's own repository."""
+        return self.lineage.repo
 
     # --- the loop ---
 
@@ -153,9 +145,8 @@ class Service:
         deadline = self.clock() + seconds
         try:
             while (left := deadline - self.clock()) > 0:
-                replies = self._exchange(drain=True, timeout_s=left)
-                alive = [uid for uid in self._members.values() if uid and self.mind.presence[uid].alive]
-                if not replies or all(self.mind.presence[uid].report.drained for uid in alive):
+                self._exchange(drain=True, timeout_s=left)
+                if self.roster.all_drained():
                     break
                 self.pause(0.1)
         except ClusterError as error:  # nobody can be asked any more; what they finished is on their disks
@@ -169,8 +160,12 @@ class Service:
         if self.mind.state.opened is None:
             self._commit([self._opening(now)])
         self.mind.program = self._program()
+        self._pages_at = now + self.pages_every_s
         self._commit([CoordinatorStarted(self.mind.state.epoch + 1, now)])
-        self._prepare_forge()
+        try:
+            self._prepare_forge()
+        except ForgeError as error:  # the study can begin without it
+            self._trouble("forge", str(error))
 
     def _opening(self, now: float) -> StudyOpened:
         files = read_editable(self.study.task_folder, self.study.task)
@@ -187,18 +182,18 @@ class Service:
 
     def _round(self) -> None:
         try:
-            self._meet_members()
+            self.roster.meet()
             self._exchange()
-            self._relieve()
+            self.roster.relieve()
         except ClusterError as error:
             self._trouble("cluster", str(error))
-            self._members_at = 0.0  # heal in the next round
+            self.roster.meet_soon()
         self.mind.program = self._program()
         while self._act(self.mind.decide(self.clock())):
             pass
         if self.clock() - self.mind.state.last_at > AT_WORK_EVERY_S:
             self._commit([StillAtWork(self.mind.state.epoch, self.clock())])
-        if self.clock() - self._pages_at > PAGES_EVERY_S:
+        if self.clock() > self._pages_at:
             self._write_pages()
 
     def _act(self, actions: Iterable[Promote | Fact]) -> bool:
@@ -228,11 +223,11 @@ class Service:
         self.mind.absorb(fact, at)
         self._facts.append(fact)
         if isinstance(fact, StudyOpened):
-            self._commits[fact.baseline] = self._commit_baseline(fact)
+            self.lineage.open(fact, bundle(self.study.task_folder))
         elif isinstance(fact, Screened) and fact.kept:
-            self._commit_kept(fact)
+            self.lineage.advance(fact, self.mind.state.experiments[fact.experiment].admitted)
         elif isinstance(fact, Promotion):
-            self._commits[fact.candidate] = fact.commit
+            self.lineage.promoted(fact)
 
     def _trouble(self, where: str, message: str) -> None:
         """Record what failed and was survived; the same words of the same place once a minute are enough."""
@@ -245,63 +240,19 @@ class Service:
 
     # --- nodes ---
 
-    def _meet_members(self) -> None:
-        """Every node that joined the cluster, by whatever means, gets an agent."""
-        now = self.clock()
-        if now - self._members_at < MEMBERS_EVERY_S:
-            return
-        self.heal()
-        self._members_at = now
-        self._names = {member.id: member.name for member in self.cluster.nodes()}
-        for member in [m for m in self._members if m not in self._names]:
-            self._dismissed(member)
-        for member in [m for m in self._stillborn if m not in self._names]:
-            del self._stillborn[member]
-        for member in self._names.keys() - self._members.keys():
-            if now >= self._stillborn.get(member, NEVER_FAILED).again_at:
-                self._appoint(member)
-
-    def _appoint(self, member: str) -> None:
-        """One node that cannot be appointed costs the others nothing."""
-        try:
-            self.cluster.appoint(member, self._setup())
-            self._members[member] = ""
-            self._heard_at[member] = self.clock()
-        except ClusterError as error:
-            self._failed_to_start(member, str(error))
-
-    def _failed_to_start(self, member: str, reason: str) -> None:
-        """Say so, and wait longer before every further attempt: most often a person has to mend that machine."""
-        times = self._stillborn.get(member, NEVER_FAILED).times + 1
-        pause = min(LONGEST_PAUSE_S, MEMBERS_EVERY_S * 2 ** (times - 1))
-        self._stillborn[member] = Stillborn(times, self.clock() + pause)
-        self._trouble(f"agent on {self._names.get(member, member)}", f"it does not start: {reason}")
-
-    def _relieve(self) -> None:
-        """End agents that are silent for too long, so that they are appointed anew: Ray does not always notice."""
-        now = self.clock()
-        for member, uid in list(self._members.items()):
-            first_word_s = min(FIRST_WORD_S * 2 ** self._stillborn.get(member, NEVER_FAILED).times, LONGEST_PAUSE_S)
-            patience_s = self.study.config.nodes.lost_after_s if uid else first_word_s
-            if now - self._heard_at[member] > patience_s:
-                self.cluster.dismiss(member)
-                self._died(member, f"silent for {patience_s:g} s")
-
-    def _dismissed(self, member: str) -> None:
-        uid = self._members.pop(member)
-        self._heard_at.pop(member, None)
-        self._acks.pop(member, None)
-        if uid not in self._members.values():  # else it is back already, under a new id
-            self.mind.gone(uid)
-
     def _setup(self) -> bytes:
-        config, task = self.study.config, self.study.task
+        config, task, opened = self.study.config, self.study.task, self.mind.state.opened
+        assert opened is not None  # _open() comes first
+        files = bundle(self.study.task_folder)
+        if PROGRAM not in {*task.frozen, *task.editable}:
+            files.pop(PROGRAM, None)  # it travels in the Brief: an edit must not make other agents of these
         return pack(
             Setup(
                 study=self.study.name,
                 seed=config.seed,
                 direction=task.direction,
-                task_files=bundle(self.study.task_folder),
+                opened_at=opened.at,
+                task_files=files,
                 proposer=config.proposer.use,
                 proposer_options=config.proposer.options,
                 sandbox=config.nodes.sandbox,
@@ -312,133 +263,65 @@ class Service:
             )
         )
 
-    def _exchange(self, *, drain: bool = False, timeout_s: float = CALL_TIMEOUT_S) -> Mapping[str, bytes | Silence]:
-        now = self.clock()
-        orders = {}
-        for member, uid in self._members.items():
-            order = self.mind.orders(uid, self._acks.get(member, ()), now)
-            orders[member] = pack(replace(order, drain=True) if drain else order)
-        replies = self.cluster.exchange(orders, timeout_s) if orders else {}
+    def _exchange(self, *, drain: bool = False, timeout_s: float = CALL_TIMEOUT_S) -> None:
+        """One round of talk. What is not believed is acknowledged, too: the node would only say it again."""
+        reports = self.roster.exchange(timeout_s, drain=drain)
+        border = Border(self.mind.state, self.study.config.nodes.trial_wall_s)
         facts: list[Fact] = []
-        reports: list[Report] = []
-        for member, reply in replies.items():
-            report = self._parse(member, reply)
-            if report is not None:
-                reports.append(report)
-                facts += self._believable(report)
+        for report in reports:
+            heard = border.hear(report)
+            facts += heard.facts
+            for words in heard.refused:
+                self._trouble(f"report of {report.node.name}", words)
         self._commit(facts)
         for report in reports:
             self.mind.observe(report, self.clock())
-        return replies
-
-    def _parse(self, member: str, reply: bytes | Silence) -> Report | None:
-        if isinstance(reply, Silence):
-            if reply.dead:
-                self._died(member, reply.reason)
-            return None
-        try:
-            report = unpack(reply, Report)
-        except DecodeError as error:
-            self._trouble(f"agent on {self._names.get(member, member)}", str(error))
-            return None
-        self._stillborn.pop(member, None)
-        self._heard_at[member] = self.clock()
-        self._members[member] = report.node.uid
-        self._acks[member] = tuple(fact.key for fact in report.facts)
-        return report
-
-    def _died(self, member: str, reason: str) -> None:
-        if self._members[member]:
-            self._trouble(f"agent on {self._names.get(member, member)}", reason)
-        else:
-            self._failed_to_start(member, reason)
-        self._dismissed(member)
-
-    def _believable(self, report: Report) -> list[Fact]:
-        """A node may speak of itself only, and only of what happens on nodes."""
-        return [
-            fact
-            for fact in report.facts
-            if isinstance(fact, AGENT_FACTS) and getattr(fact, "node", report.node.uid) == report.node.uid
-        ]
 
     # --- code ---
 
     def _program(self) -> str:
-        path = self.study.task_folder / "program.md"
+        path = self.study.task_folder / PROGRAM
         if not path.exists():
-            path = self.study.task_folder.parent / "program.md"
+            path = self.study.task_folder.parent / PROGRAM
         return path.read_text(errors="replace") if path.exists() else ""
-
-    def _commit_baseline(self, opened: StudyOpened) -> str:
-        files: dict[str, str | bytes] = {**bundle(self.study.task_folder), **opened.files}
-        return self.repo.commit(files, parents=[], message=f"Baseline of {opened.study}", author=AUTHOR, at=opened.at)
-
-    def _commit_kept(self, fact: Screened) -> None:
-        """One commit per kept idea on the researcher's branch."""
-        parent = self._commits.get(fact.tip) or self._commits[self.mind.state.baseline]
-        experiment = self.mind.state.experiments[fact.experiment]
-        hypothesis = experiment.admitted.proposal.hypothesis.strip() or "An idea"
-        message = f"{hypothesis.splitlines()[0][:100]}\n\nSwarm-Experiment: {fact.experiment}\n"
-        files: Files = self.mind.state.files[fact.candidate]
-        commit = self.repo.commit(files, parents=[parent], message=message, author=AUTHOR, at=fact.at)
-        self._commits[fact.candidate] = commit
-        self.repo.set_ref(f"refs/heads/{fact.branch}", commit)
 
     # --- promotion ---
 
     def _prepare_forge(self) -> None:
-        baseline = self._commits[self.mind.state.baseline]
-        self.repo.set_ref(f"refs/heads/swarm/{self.study.name}/baseline", baseline)
-        self.forge.prepare(self.study.repo_path, baseline)
+        if not self._forge_is_ready:
+            self.forge.prepare(self.study.repo_path, self.lineage.baseline)
+            self._forge_is_ready = True
 
     def _promote(self, action: Promote) -> list[Fact]:
         """Land a claim; every step may be repeated after a kill, names and commits are deterministic."""
         claim = self.mind.state.claims[action.claim]
         try:
-            request = self._request(claim, action.number)
+            self._prepare_forge()
+            request = self.lineage.request(self._dossier(claim, action.number))
             opened = self.forge.open(self.study.repo_path, request)
             self.forge.merge(self.study.repo_path, request)
-        except (ForgeError, TreeMismatch) as error:
+        except (ForgeError, TreeMismatch, PrerequisiteError) as error:  # a person can mend it while the study goes on
             self.mind.postpone_promotion(self.clock() + FORGE_RETRY_S)
-            return [Trouble("forge", str(error)[:2000], self.clock())]
+            self._trouble("forge", str(error))
+            return []
         now = self.clock()
         return [
             Promotion(action.number, claim.experiment, claim.candidate, claim.base, request.commit, opened.name, now)
         ]
 
-    def _request(self, claim: Claim, number: int) -> Request:
-        dossier = self._dossier(claim, number)
-        record = {f"records/{self.study.name}/{number:04d}/record.json": record_json(dossier)}
-        assert claim.verdict is not None
-        message = (
-            f"{title(dossier)}\n\nSwarm-Experiment: {claim.experiment}\n"
-            f"Swarm-Verdict: accepted, {claim.verdict.pairs} pairs, evidence {claim.verdict.likelihood_ratio:.3g}:1\n"
-        )
-        commit = self.repo.commit(
-            {**self.mind.state.files[claim.candidate], **record},
-            parents=[self._commits[claim.base]],
-            message=message,
-            author=AUTHOR,
-            at=claim.verdict.at,
-        )
-        branch = branch_name(self.study.name, number)
-        self.repo.set_ref(f"refs/heads/{branch}", commit)
-        return Request(branch, commit, title(dossier), request_body(dossier))
-
     def _dossier(self, claim: Claim, number: int) -> PromotionDossier:
         state = self.mind.state
         assert state.opened is not None and claim.verdict is not None
-        wanted = set(claim.verdict.evidence)
-        trials = [f for f in self._facts if isinstance(f, TrialFinished) and f.trial in wanted]
-        order = {trial: place for place, trial in enumerate(claim.verdict.evidence)}
+        trials = [state.blocks[state.block_of[trial]].finished[trial] for trial in claim.verdict.evidence]
+        measured_on = {trial.node for trial in trials}
         return PromotionDossier(
             study=state.opened,
             number=number,
             experiment=state.experiments[claim.experiment].admitted,
             verdict=claim.verdict,
-            evidence=tuple(sorted(trials, key=lambda f: order[f.trial])),
-            nodes=tuple(state.nodes.values()),
+            evidence=tuple(trials),
+            # Of those alone: a node that joins before a promotion is repeated must not make it another commit.
+            nodes=tuple(node for uid, node in state.nodes.items() if uid in measured_on),
             frozen=self.study.task.frozen,
             base_files=state.files[claim.base],
             files=state.files[claim.candidate],
@@ -448,11 +331,12 @@ class Service:
 
     def _write_pages(self) -> None:
         """Everything people look at, generated from the ledger; a page that cannot be written is a recorded trouble."""
-        self._pages_at = self.clock()
+        began = self.clock()
         written = pages(history(self._facts), self.study.config.notes)
         for name, content in written.items():
             _write(self.study.folder / name, content)
         self._publish(str(written[LEADERBOARD]))
+        self._pages_at = self.clock() + max(self.pages_every_s, (self.clock() - began) / PAGES_SHARE)
 
     def _publish(self, board: str) -> None:
         """The shared branch shows the leaderboard of the last promotion and of the end: no commit every minute."""

@@ -8,24 +8,24 @@ Knows nothing of Ray: whoever hosts it calls `exchange` with bytes.
 """
 
 import logging
-import os
 import socket
 import threading
 import time
 from collections.abc import Iterable
 from dataclasses import replace
-from pathlib import Path
 from typing import NamedTuple
 
 from node import proposers
 from node.data import prepare_data
 from node.hardware import node_uid, platform_of
+from node.home import node_home, node_name, study_home
 from node.researcher import MAX_ATTEMPTS, Memory, Researcher
 from node.sandbox.choice import choose_sandbox
+from node.thinker import Thinker
 from node.trial import TrialRun, Workshop, run_trial
 from node.watch import Phase
-from swarm.codec import pack, unpack
-from swarm.errors import ProposalError, StaleEpoch, SwarmError
+from swarm.codec import DecodeError, pack, unpack
+from swarm.errors import StaleEpoch
 from swarm.ledger import Spool
 from swarm.records import (
     Block,
@@ -44,14 +44,16 @@ from swarm.records import (
     Trouble,
     Usage,
     digest,
+    researcher_branch,
 )
-from swarm.task import Task, load_task, read_frozen, unbundle
+from swarm.task import load_task, read_frozen, unbundle
 
 log = logging.getLogger(__name__)
 
-FACTS_PER_REPORT = 40  # keeps a report below 100 kB, which Ray sends inline
+FACTS_PER_REPORT, BYTES_PER_REPORT = 40, 64_000  # keeps a report below 100 kB, which Ray sends inline
 IDLE_WAIT_S = 0.2
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0  # after a proposer had no idea
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0  # after the machinery failed twice in a row
+TROUBLE_EVERY_S = 600.0  # the same words of the same place
 UNKNOWN = Platform(device="", software="", data="", budget="")
 
 
@@ -60,7 +62,8 @@ class Lease(NamedTuple):
 
     block: Block
     keys: frozenset[str]
-    done: bool
+    begun: bool = False
+    done: bool = False
 
 
 class Agent:
@@ -68,9 +71,8 @@ class Agent:
 
     def __init__(self, setup: bytes) -> None:
         self._setup = unpack(setup, Setup)
-        self._home = node_home() / self._setup.study
-        self._lock = threading.RLock()
-        self._work = threading.Condition(self._lock)
+        self._home = study_home(self._setup)
+        self.work = threading.Condition(threading.RLock())
         self._stop_trial = threading.Event()
         self._spool = Spool(self._home / "spool.sqlite")
         self._leases: dict[str, Lease] = {}
@@ -80,12 +82,14 @@ class Agent:
         self._running: Running | None = None
         self._idle = "preparing"
         self._ready = self._draining = False
+        self._at_work = False  # from the choice of what to run until its facts are on disk
+        self._disturbed, self._rest_until = 0, 0.0  # trials in a row that the machinery failed
         self._last_log = ""
-        self._spent = Usage()
+        self._told: dict[tuple[str, str], float] = {}
         self._unsaved: tuple[Fact, ...] = ()  # while the disk is full
-        self._researcher = self._restore()
+        self.researcher = self._restore()
         threading.Thread(target=self._worker, name="worker", daemon=True).start()
-        threading.Thread(target=self._thinker, name="thinker", daemon=True).start()
+        threading.Thread(target=Thinker(self).run, name="thinker", daemon=True).start()
 
     # --- the coordinator's call ---
 
@@ -96,9 +100,9 @@ class Agent:
             StaleEpoch: a newer coordinator has given orders already.
             DecodeError: not Orders.
         """
-        with self._work:
+        with self.work:
             self._obey(unpack(orders, Orders))
-            self._work.notify_all()
+            self.work.notify_all()
             return pack(self._report())
 
     def _obey(self, orders: Orders) -> None:
@@ -112,10 +116,12 @@ class Agent:
             self._stop_trial.set()
         for block in orders.blocks:
             keys = frozenset(f"trial:{spec.id}" for spec in block.trials)
-            self._leases.setdefault(block.id, Lease(block, keys, done=False))
-        self._researcher.settle(orders.admissions)
+            self._leases.setdefault(block.id, Lease(block, keys))
+        facts = self.researcher.settle(orders.admissions, time.time())
         if orders.brief is not None:
-            self._put(self._researcher.hear(orders.brief, time.time()))
+            facts += self.researcher.hear(orders.brief, time.time())
+        if orders.brief is not None or orders.admissions:
+            self._put(facts)
 
     def _report(self) -> Report:
         running = self._running
@@ -123,24 +129,24 @@ class Agent:
             running = replace(running, elapsed_s=max(0.0, time.time() - running.started_at))
         if self._unsaved:
             self._put([])
-        facts = tuple(self._spool.offered(FACTS_PER_REPORT))
-        brief = self._researcher.brief
+        facts = tuple(self._spool.offered(FACTS_PER_REPORT, BYTES_PER_REPORT))
+        brief = self.researcher.brief
         return Report(
             node=self._node,
             brief=brief.version if brief else "",
             facts=facts,
-            proposals=self._researcher.memory.waiting,
+            proposals=self.researcher.memory.waiting,
             holding=tuple(self._leases),
             running=running,
             idle="" if running else self._idle,
             ready=self._ready,
-            drained=self._draining and running is None and not facts,
+            drained=self._draining and not self._at_work and not self._unsaved and not facts,
         )
 
     def _forget_finished_leases(self) -> None:
         """A lease is held until every fact of its trials is committed, so it can never look lost while it is not."""
         for block, lease in list(self._leases.items()):
-            if lease.done and not any(self._spool.pending(key) for key in lease.keys):
+            if lease.done and not self._unsaved and not any(self._spool.pending(key) for key in lease.keys):
                 del self._leases[block]
 
     # --- the worker thread ---
@@ -153,10 +159,21 @@ class Agent:
                 self._run_forever(workshop)
             except Exception as error:  # noqa: BLE001  # the worker's entry: recorded as a fact, then tried again
                 log.exception("the worker failed")
-                self._trouble("worker", f"{type(error).__name__}: {error}")
-                with self._work:
-                    self._work.wait(pause)
+                self.trouble("worker", f"{type(error).__name__}: {error}")
+                self._abandon(f"the worker failed: {type(error).__name__}")
+                with self.work:
+                    self.work.wait_for(lambda: False, pause)
                 pause = min(2 * pause, LONGEST_PAUSE_S)
+
+    def _abandon(self, message: str) -> None:
+        """What was being run when the worker failed: a block is given back, an own trial is run again."""
+        with self.work:
+            running, self._running, self._at_work = self._running, None, False
+            for key, lease in self._leases.items():
+                if lease.begun and not lease.done:
+                    self._leases[key] = lease._replace(done=True)
+                    lost = Failure("machinery", "lost", message)
+                    self._put([TrialDisturbed(running.trial if running else key, self._node.uid, 1, lost, time.time())])
 
     def _prepare(self) -> Workshop:
         folder = self._home / "task"
@@ -165,9 +182,9 @@ class Agent:
         sandbox = choose_sandbox(self._setup.sandbox)
         data = prepare_data(task, folder, self._setup.data, node_home() / "data")
         platform = platform_of(task, data.fingerprint if data else "", self._setup.threads)
-        with self._work:
+        with self.work:
             self._node = replace(self._node, platform=platform, sandbox_level=sandbox.level, sandbox=sandbox.name)
-            self._put(self._researcher.interrupted(time.time()))
+            self._put(self.researcher.interrupted(time.time()))
             self._ready, self._idle = True, "waiting for the first brief"
         return Workshop(
             task=task,
@@ -180,12 +197,12 @@ class Agent:
 
     def _run_forever(self, workshop: Workshop) -> None:
         while True:
-            with self._work:
+            with self.work:
                 lease = self._next_lease()
                 spec = None if lease or self._draining else self._next_exploration()
-                if lease is None and spec is None:
-                    self._work.wait(IDLE_WAIT_S)
-                    continue
+                self._at_work = lease is not None or spec is not None
+                if not self._at_work:
+                    self.work.wait(IDLE_WAIT_S)
             if lease is not None:
                 self._run_block(workshop, lease)
             elif spec is not None:
@@ -197,10 +214,12 @@ class Agent:
         return next((lease for lease in self._leases.values() if not lease.done), None)
 
     def _next_exploration(self) -> TrialSpec | None:
-        memory = self._researcher.memory
+        memory = self.researcher.memory
         if memory.waiting and time.monotonic() - self._heard_at > self._setup.admission_grace_s:
-            self._put(self._researcher.admit_alone(time.time()))
-        spec = self._researcher.next_trial()
+            self._put(self.researcher.admit_alone(time.time()))
+        if time.monotonic() < self._rest_until:
+            return None
+        spec = self.researcher.next_trial()
         if spec is None:
             self._idle = self._why_idle()
         else:
@@ -208,7 +227,7 @@ class Agent:
         return spec
 
     def _why_idle(self) -> str:
-        brief, memory = self._researcher.brief, self._researcher.memory
+        brief, memory = self.researcher.brief, self.researcher.memory
         if brief is None:
             return "waiting for the first brief"
         if not brief.explore:
@@ -219,25 +238,40 @@ class Agent:
 
     def _run_block(self, workshop: Workshop, lease: Lease) -> None:
         """All trials of a block without a break; a disturbed one ends the block, the coordinator draws a new one."""
+        with self.work:
+            lease = self._leases[lease.block.id] = lease._replace(begun=True)
         for spec in lease.block.trials:
             run = self._run(workshop, spec)
-            with self._work:
-                disturbed = isinstance(run.outcome, Failure) and run.outcome.blame == "machinery"
+            with self.work:
                 self._put([self._fact_of(spec, run, lease.block)])
-                if disturbed:
+                if self._was_disturbed(run):
                     break
-        with self._work:
+        with self.work:
             self._leases[lease.block.id] = lease._replace(done=True)
             self._forget_finished_leases()
+            self._at_work = False
 
     def _explore(self, workshop: Workshop, spec: TrialSpec) -> None:
         run = self._run(workshop, spec)
-        with self._work:
+        with self.work:
+            self._at_work = False
+            disturbed = self._was_disturbed(run)
             if self._draining and isinstance(run.outcome, Failure) and run.outcome.reason == "stopped":
                 return  # we ended it ourselves; the memory still says it was issued, so a resumed study runs it again
-            facts = self._researcher.finished(spec, run, time.time())
-            disturbed = isinstance(run.outcome, Failure) and run.outcome.blame == "machinery"
+            facts = self.researcher.finished(spec, run, time.time())
             self._put(facts if disturbed else [self._fact_of(spec, run, None), *facts])
+
+    def _was_disturbed(self, run: TrialRun) -> bool:
+        """Whether the machinery failed; from the second time in a row the node rests before it tries its own again."""
+        outcome = run.outcome
+        if not isinstance(outcome, Failure) or outcome.blame != "machinery":
+            self._disturbed = 0
+            return False
+        self._disturbed += outcome.reason != "stopped"
+        if self._disturbed > 1:
+            pause = min(FIRST_PAUSE_S * 2 ** (self._disturbed - 2), LONGEST_PAUSE_S)
+            self._rest_until, self._idle = time.monotonic() + pause, f"resting {pause:.0f} s: {outcome.message}"
+        return True
 
     def _run(self, workshop: Workshop, spec: TrialSpec) -> TrialRun:
         self._stop_trial.clear()
@@ -246,10 +280,8 @@ class Agent:
         started = time.time()
         self._running = Running(spec.id, spec.experiment, spec.purpose, "train", started, 0.0, 0.0)
         log.info("trial=%s purpose=%s seed=%s started", spec.id[:8], spec.purpose, spec.seed)
-        try:
-            run = run_trial(spec, workshop=workshop, stop=self._stop_trial, on_phase=self._phase)
-        finally:
-            self._running = None
+        run = run_trial(spec, workshop=workshop, stop=self._stop_trial, on_phase=self._phase)
+        self._running = None
         self._last_log = run.log
         return run
 
@@ -278,84 +310,49 @@ class Agent:
             log=run.log,
         )
 
-    # --- the thinker thread ---
+    # --- what the thinker needs ---
 
-    def _thinker(self) -> None:
-        pause = FIRST_PAUSE_S
-        proposer: proposers.Proposer | None = None
-        while True:
-            try:
-                proposer = proposer or self._load_proposer()
-                if self._think(proposer):
-                    pause = FIRST_PAUSE_S
-                continue
-            except (ProposalError, SwarmError) as error:
-                self._trouble("proposer", str(error))
-            except Exception as error:  # noqa: BLE001  # a proposer is foreign code: recorded, asked again later
-                log.exception("the proposer failed")
-                self._trouble("proposer", f"{type(error).__name__}: {error}")
-            with self._work:
-                self._work.wait_for(lambda: False, pause)
-            pause = min(2 * pause, LONGEST_PAUSE_S)
-
-    def _load_proposer(self) -> proposers.Proposer:
-        memory = self._researcher.memory
+    def load_proposer(self) -> proposers.Proposer:
+        memory = self.researcher.memory
         seed = int(digest("proposer", self._setup.seed, self._node.uid, memory.sequence)[:8], 16)
         return proposers.load(self._setup.proposer, seed, self._setup.proposer_options)
 
-    def _think(self, proposer: proposers.Proposer) -> bool:
-        with self._work:
-            heard = self._researcher.take_heard()
-            ask = self._ask() if self._researcher.wants_idea() and not self._draining else None
-            if ask is None and not heard:
-                self._work.wait(IDLE_WAIT_S)
-                return False
-        for result in heard:
-            proposer.tell(result.idea, result.gain)
-        if ask is None:
-            return False
-        try:
-            proposal = proposer.propose(ask)
-        finally:
-            self._account(proposer.usage())
-        with self._work:
-            if not self._researcher.offer(proposal):
-                proposer.tell(proposal.idea, None)
-            self._put([])
-            self._work.notify_all()
-        return True
+    def ask(self) -> proposers.Ask | None:
+        memory, brief = self.researcher.memory, self.researcher.brief
+        if brief is None or self._draining or not self.researcher.wants_idea():
+            return None
+        task = load_task(self._home / "task")
+        frozen = read_frozen(self._home / "task", task).items()
+        readable = {path: data.decode(errors="replace") for path, data in frozen if path.endswith(".py")}
+        return proposers.Ask(brief, memory.tip, memory.tip_files, readable, task.metric, task.direction, self._last_log)
 
-    def _ask(self) -> proposers.Ask:
-        memory, brief = self._researcher.memory, self._researcher.brief
-        assert brief is not None  # wants_idea() says so
-        task = self._task()
-        frozen = {path: data.decode(errors="replace") for path, data in self._frozen(task).items()}
-        return proposers.Ask(brief, memory.tip, memory.tip_files, frozen, task.metric, task.direction, self._last_log)
+    def remember(self) -> None:
+        self._put([])
 
-    def _task(self) -> Task:
-        return load_task(self._home / "task")
+    def spend(self, usage: Usage) -> None:
+        self._put([Spent(self._node.uid, time.time_ns(), usage, time.time())])
 
-    def _frozen(self, task: Task) -> dict[str, bytes]:
-        return {path: text for path, text in read_frozen(self._home / "task", task).items() if path.endswith(".py")}
-
-    def _account(self, total: Usage) -> None:
-        before = self._spent
-        new = Usage(
-            total.input_tokens - before.input_tokens,
-            total.output_tokens - before.output_tokens,
-            total.dollars - before.dollars,
-        )
-        if new != Usage():
-            self._spent = total
-            now = time.time()
-            self._put([Spent(self._node.uid, time.time_ns(), new, now)])
+    def trouble(self, where: str, message: str) -> None:
+        """Record what failed and was survived; the same words of the same place are not repeated for a while."""
+        words = message[:2000].encode(errors="replace").decode()
+        now = time.monotonic()
+        with self.work:
+            self._idle = words
+            if now - self._told.get((where, words), -TROUBLE_EVERY_S) < TROUBLE_EVERY_S:
+                return
+            self._told[(where, words)] = now
+            self._put([Trouble(f"{where} on {self._node.name}", words, time.time())])
 
     # --- memory ---
 
     def _restore(self) -> Researcher:
-        stored = self._spool.memory()
-        branch = f"swarm/{self._setup.study}/{self._node.name}"
-        memory = unpack(stored, Memory) if stored else Memory(node=self._node.uid, branch=branch)
+        branch = researcher_branch(self._setup.study, self._node.name)
+        memory = self._remembered() or Memory(
+            # Ids of trials are made from this number: a memory that was lost must not give them out again.
+            node=self._node.uid,
+            branch=branch,
+            sequence=int(time.time()),
+        )
         return Researcher(
             memory,
             study_seed=self._setup.seed,
@@ -364,12 +361,20 @@ class Agent:
             memory_mb=self._setup.memory_mb,
         )
 
+    def _remembered(self) -> Memory | None:
+        stored = self._spool.memory()
+        try:
+            return unpack(stored, Memory) if stored else None
+        except DecodeError:
+            log.exception("the researcher's memory is of another version: it starts anew on the champion")
+            return None
+
     def _put(self, facts: Iterable[Fact]) -> None:
         """Facts and memory to disk, together. On a full disk they wait here, and are written with what comes next."""
-        with self._lock:
+        with self.work:
             waiting = (*self._unsaved, *facts)
             try:
-                self._spool.put(waiting, pack(self._researcher.memory))
+                self._spool.put(waiting, pack(self.researcher.memory))
             except OSError as error:
                 self._unsaved, self._idle = waiting, f"results cannot be written, free some space: {error}"
                 log.error("%s", self._idle)
@@ -382,18 +387,3 @@ class Agent:
             self._spool.forget(keys)
         except OSError as error:
             log.error("the spool cannot be written: %s", error)
-
-    def _trouble(self, where: str, message: str) -> None:
-        with self._lock:
-            self._idle = message
-        self._put([Trouble(f"{where} on {self._node.name}", message[:2000], time.time())])
-
-
-def node_home() -> Path:
-    """Where this node keeps its identity, spool and data."""
-    return Path(os.environ.get("SWARM_NODE_HOME") or Path.home() / ".cache" / "swarm" / "node")
-
-
-def node_name() -> str:
-    """How people call this node."""
-    return os.environ.get("SWARM_NODE_NAME") or socket.gethostname().split(".")[0].lower()

@@ -39,6 +39,10 @@ from swarm.source import MergeConflict, idea_hash, merge_files
 
 AHEAD = 2  # proposals kept ready: one runs next, one covers a refusal
 MAX_ATTEMPTS = 3  # of a trial that the machinery disturbed
+LARGEST = 1e100  # a gain beyond it is no gain; the difference of two finite scores need not be finite
+
+
+MOVED = "the branch moved before it was judged; carried onto the new tip where that is possible"
 
 
 class Heard(NamedTuple):
@@ -87,6 +91,7 @@ class Researcher:
         self._memory_mb = memory_mb
         self._heard: list[Heard] = []
         self._parents: dict[str, Files] = {memory.tip: memory.tip_files}  # recent tips, for proposals made on them
+        self._left: dict[str, Proposal] = {}  # carried elsewhere while the coordinator was asked about them
 
     # --- what the coordinator says ---
 
@@ -96,11 +101,11 @@ class Researcher:
         facts: list[Fact] = []
         if brief.champion != self.memory.champion:
             facts += self._move_to(brief, now)
-        self._close_claim(brief.verdicts)
+        facts += self._close_claim(brief.verdicts, now)
         return facts + self._claim_if_due(now)
 
-    def settle(self, admissions: Iterable[Admission]) -> None:
-        """The coordinator's answers to what was proposed."""
+    def settle(self, admissions: Iterable[Admission], now: float) -> list[Fact]:
+        """The coordinator's answers to what was proposed; returns the facts that follow from them."""
         answers = {admission.idea: admission.admitted for admission in admissions}
         waiting = self.memory.waiting
         accepted = tuple(p for p in waiting if answers.get(p.idea))
@@ -108,6 +113,8 @@ class Researcher:
         self._update(
             waiting=tuple(p for p in waiting if p.idea not in answers), admitted=self.memory.admitted + accepted
         )
+        late = [left for idea in answers if (left := self._left.pop(idea, None)) is not None and answers[idea]]
+        return [self._set_aside(proposal, MOVED, now) for proposal in late]
 
     def admit_alone(self, now: float) -> list[Fact]:
         """No coordinator for a while: go on with the own ideas. Its ledger sorts out doubles when it is back."""
@@ -151,8 +158,8 @@ class Researcher:
             return self._issue(memory.champion_files, "reference", "")
         if memory.tip_score is None:
             return self._issue(memory.tip_files, "screen", memory.tip_experiment)
-        if memory.admitted:
-            return self._issue(memory.admitted[0].files, "screen", memory.admitted[0].idea)
+        if idea := self._next_idea():
+            return self._issue(memory.admitted[0].files, "screen", idea)
         return None
 
     def finished(self, spec: TrialSpec, run: TrialRun, now: float) -> list[Fact]:
@@ -160,14 +167,15 @@ class Researcher:
         self._update(issued="")
         outcome = run.outcome
         if isinstance(outcome, Failure) and outcome.blame == "machinery":
-            return self._disturbed(spec, outcome, now)
+            return self._disturbed(spec.id, spec.experiment, outcome, now)
         self._update(attempts=0)
+        if spec.seed != self.memory.cell_seed:  # the champion moved while it ran: the seed is another one now
+            return []
         score = outcome.score if isinstance(outcome, Measurement) else None
         if spec.purpose == "reference":
             return self._reference(score, now)
         if spec.candidate == self.memory.tip:
-            self._update(tip_score=score) if score is not None else self._reset_tip()
-            return self._claim_if_due(now)
+            return self._tip_again(score, now)
         return self._screen(spec, score, outcome, now)
 
     def interrupted(self, now: float) -> list[Fact]:
@@ -175,9 +183,9 @@ class Researcher:
         if not self.memory.issued:
             return []
         lost = Failure("machinery", "lost", "the agent was killed while this trial ran; the trial is run again")
-        fact = TrialDisturbed(self.memory.issued, self.memory.node, self.memory.attempts, lost, now)
-        self._update(issued="", attempts=self.memory.attempts + 1)
-        return [fact]
+        trial = self.memory.issued
+        self._update(issued="")
+        return self._disturbed(trial, self._next_idea(), lost, now)
 
     # --- inside ---
 
@@ -187,6 +195,12 @@ class Researcher:
             self._parents[self.memory.tip] = self.memory.tip_files
             while len(self._parents) > 2 * AHEAD:
                 self._parents.pop(next(iter(self._parents)))
+
+    def _next_idea(self) -> str:
+        """The idea whose turn it is; empty while champion or tip come first."""
+        memory = self.memory
+        due = memory.champion_score is not None and memory.tip_score is not None and memory.admitted
+        return memory.admitted[0].idea if due else ""
 
     def _issue(self, files: Files, purpose: str, experiment: str) -> TrialSpec:
         memory = self.memory
@@ -213,6 +227,13 @@ class Researcher:
         self._update(champion_score=score, tip_score=score if memory.tip == memory.champion else memory.tip_score)
         return []
 
+    def _tip_again(self, score: float | None, now: float) -> list[Fact]:
+        """The own tip on the cell's new seed."""
+        if score is None:
+            return self._reset_tip(now)
+        self._update(tip_score=score)
+        return self._claim_if_due(now)
+
     def _screen(self, spec: TrialSpec, score: float | None, outcome: Measurement | Failure, now: float) -> list[Fact]:
         proposal = next((p for p in self.memory.admitted if p.idea == spec.experiment), None)
         if proposal is None:  # the branch moved while it ran; the carried idea is queued under another hash
@@ -222,20 +243,7 @@ class Researcher:
         gain = self._gain(score, memory.tip_score)
         over = self._gain(score, memory.champion_score)
         kept = gain is not None and gain > 0
-        reason = _reason(gain, kept, outcome)
-        fact = Screened(
-            proposal.idea,
-            memory.node,
-            memory.branch,
-            spec.candidate,
-            memory.tip,
-            kept,
-            gain,
-            over,
-            memory.champion,
-            reason,
-            now,
-        )
+        fact = self._fate(proposal, _reason(gain, kept, outcome), now, kept=kept, gain=gain, over=over)
         self._heard.append(Heard(proposal.idea, gain))
         if not kept:
             return [fact]
@@ -252,21 +260,17 @@ class Researcher:
         )
         return self._rebase_queue(now) + self._claim_if_due(now)
 
-    def _disturbed(self, spec: TrialSpec, failure: Failure, now: float) -> list[Fact]:
+    def _disturbed(self, trial: str, experiment: str, failure: Failure, now: float) -> list[Fact]:
+        """Run again what the machinery failed, an idea at most so often: it may be what kills this machine."""
         attempts = self.memory.attempts + 1
-        fact = TrialDisturbed(spec.id, self.memory.node, attempts, failure, now)
+        fact = TrialDisturbed(trial, self.memory.node, attempts, failure, now)
         self._update(attempts=attempts)
-        given_up = [p for p in self.memory.admitted if p.idea == spec.experiment and attempts >= MAX_ATTEMPTS]
+        given_up = [p for p in self.memory.admitted if p.idea == experiment and attempts >= MAX_ATTEMPTS]
         if not given_up:
             return [fact]
         self._update(attempts=0, admitted=tuple(p for p in self.memory.admitted if p not in given_up))
-        return [
-            fact,
-            *(
-                self._set_aside(p, f"the machinery failed {MAX_ATTEMPTS} times: {failure.message}", now)
-                for p in given_up
-            ),
-        ]
+        reason = f"the machinery failed {MAX_ATTEMPTS} times: {failure.message}"
+        return [fact, *(self._set_aside(p, reason, now) for p in given_up)]
 
     def _claim_if_due(self, now: float) -> list[Fact]:
         memory, brief = self.memory, self.brief
@@ -278,15 +282,16 @@ class Researcher:
         self._update(claim=memory.tip_experiment, claimed=(*memory.claimed, memory.tip_experiment))
         return [ClaimRaised(memory.tip_experiment, memory.tip, memory.champion, memory.node, memory.branch, gain, now)]
 
-    def _close_claim(self, verdicts: Mapping[str, str]) -> None:
+    def _close_claim(self, verdicts: Mapping[str, str], now: float) -> list[Fact]:
         verdict = verdicts.get(self.memory.claim, "")
         if not verdict:
-            return
-        if verdict.startswith("rejected") and self.memory.tip_experiment == self.memory.claim:
-            self._reset_tip()
+            return []
+        rejected = verdict.startswith("rejected") and self.memory.tip_experiment == self.memory.claim
         self._update(claim="")
+        return self._reset_tip(now) if rejected else []
 
-    def _reset_tip(self) -> None:
+    def _reset_tip(self, now: float) -> list[Fact]:
+        """Back to the champion, and what was queued on the old tip with it."""
         memory = self.memory
         self._update(
             tip=memory.champion,
@@ -296,6 +301,7 @@ class Researcher:
             tip_score=memory.champion_score,
             lineage=(),
         )
+        return self._rebase_queue(now)
 
     def _move_to(self, brief: Brief, now: float) -> list[Fact]:
         """The champion moved. Keep what was built on top of it, or carry the own gains over as a new idea."""
@@ -314,8 +320,7 @@ class Researcher:
         if kept_on:
             self._update(lineage=old.lineage[old.lineage.index(brief.champion) + 1 :])
             return []
-        self._reset_tip()
-        facts = self._rebase_queue(now)
+        facts = self._reset_tip(now)
         claimed = old.tip_experiment in old.claimed  # the coordinator carries a claim over itself
         if old.champion and old.tip != old.champion and not claimed:
             self._offer_old_tip(old)
@@ -336,13 +341,13 @@ class Researcher:
 
     def _rebase_queue(self, now: float) -> list[Fact]:
         """The tip moved: what was queued on the old one is carried onto it and admitted anew."""
-        stale = self.memory.admitted + self.memory.waiting
-        admitted = {p.idea for p in self.memory.admitted}
+        admitted, waiting = self.memory.admitted, self.memory.waiting
         self._update(admitted=(), waiting=())
-        for proposal in stale:
+        for proposal in admitted + waiting:
             self.offer(proposal)
-        moved = "the branch moved before it was judged; carried onto the new tip where that is possible"
-        return [self._set_aside(p, moved, now) for p in stale if p.idea in admitted]
+        still = {p.idea for p in self.memory.waiting}
+        self._left = {p.idea: p for p in waiting if p.idea not in still}
+        return [self._set_aside(p, MOVED, now) for p in admitted if p.idea not in still]
 
     def _carry(self, proposal: Proposal) -> Proposal | None:
         parent = self._parents.get(proposal.parent)
@@ -352,25 +357,27 @@ class Researcher:
         return _carried(proposal, parent, self.memory.tip_files, self.memory.tip)
 
     def _set_aside(self, proposal: Proposal, reason: str, now: float) -> Screened:
-        memory = self.memory
-        candidate = candidate_id(proposal.files)
         self._heard.append(Heard(proposal.idea, None))
-        return Screened(
-            proposal.idea,
-            memory.node,
-            memory.branch,
-            candidate,
-            memory.tip,
-            False,
-            None,
-            None,
-            memory.champion,
-            reason,
-            now,
-        )
+        return self._fate(proposal, reason, now)
+
+    def _fate(
+        self,
+        proposal: Proposal,
+        reason: str,
+        now: float,
+        *,
+        kept: bool = False,
+        gain: float | None = None,
+        over: float | None = None,
+    ) -> Screened:
+        memory, candidate = self.memory, candidate_id(proposal.files)
+        node, branch, tip, champion = memory.node, memory.branch, memory.tip, memory.champion
+        return Screened(proposal.idea, node, branch, candidate, tip, kept, gain, over, champion, reason, now)
 
     def _gain(self, score: float | None, than: float | None) -> float | None:
-        return None if score is None or than is None else self._sign * (score - than)
+        if score is None or than is None:
+            return None
+        return max(-LARGEST, min(LARGEST, self._sign * (score - than)))
 
 
 def _carried(proposal: Proposal, base: Files, onto: Files, parent: str) -> Proposal | None:

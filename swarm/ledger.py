@@ -9,6 +9,7 @@ that both change in one transaction and a kill between them cannot happen.
 
 import errno
 import fcntl
+import math
 import os
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator
@@ -56,15 +57,18 @@ CREATE VIEW experiment AS SELECT
     json_extract(f.body, '$.proposal.hypothesis') AS hypothesis,
     CASE
         WHEN EXISTS (SELECT 1 FROM fact p WHERE p.kind = 'promotion'
-                     AND p.body ->> '$.experiment' = f.body ->> '$.proposal.idea') THEN 'promoted'
+                     AND json_extract(p.body, '$.experiment') = json_extract(f.body, '$.proposal.idea')) THEN 'promoted'
         ELSE coalesce(
-            (SELECT CASE WHEN v.kind <> 'verdict' THEN 'claimed' WHEN v.body ->> '$.accepted' THEN 'accepted'
+            (SELECT CASE WHEN v.kind <> 'verdict' THEN 'claimed' WHEN json_extract(v.body, '$.accepted') THEN 'accepted'
                     ELSE 'rejected' END
              FROM fact v WHERE v.kind IN ('claim_raised', 'carried', 'verdict')
-             AND v.body ->> '$.experiment' = f.body ->> '$.proposal.idea' ORDER BY v.seq DESC LIMIT 1),
-            (SELECT CASE WHEN s.body ->> '$.kept' THEN 'kept' WHEN s.body ->> '$.reason' LIKE 'failed%' THEN 'failed'
-                    ELSE 'dropped' END
-             FROM fact s WHERE s.key = 'screened:' || (f.body ->> '$.proposal.idea')),
+             AND json_extract(v.body, '$.experiment') = json_extract(f.body, '$.proposal.idea')
+             ORDER BY v.seq DESC LIMIT 1),
+            (SELECT CASE WHEN json_extract(s.body, '$.kept') THEN 'kept'
+                    WHEN json_extract(s.body, '$.reason') LIKE 'failed%' THEN 'failed' ELSE 'dropped' END
+             FROM fact s WHERE s.key BETWEEN 'screened:' || json_extract(f.body, '$.proposal.idea') || ':'
+             AND 'screened:' || json_extract(f.body, '$.proposal.idea') || ';'
+             ORDER BY s.seq DESC LIMIT 1),
             'open')
     END AS status
     FROM fact f WHERE f.kind = 'experiment_admitted';
@@ -310,10 +314,16 @@ class Spool:
             if memory is not None:
                 self._db.execute("INSERT OR REPLACE INTO memory VALUES ('researcher', ?)", (memory,))
 
-    def offered(self, limit: int) -> list[Fact]:
-        """The oldest unacknowledged facts."""
-        rows = self._db.execute("SELECT body FROM offered ORDER BY seq LIMIT ?", (limit,))
-        return [unpack_fact(body) for (body,) in rows]
+    def offered(self, limit: int, limit_bytes: float = math.inf) -> list[Fact]:
+        """The oldest unacknowledged facts: as many as fit, one at least."""
+        facts: list[Fact] = []
+        size = 0
+        for (body,) in self._db.execute("SELECT body FROM offered ORDER BY seq LIMIT ?", (limit,)):
+            size += len(body)
+            if facts and size > limit_bytes:
+                break
+            facts.append(unpack_fact(body))
+        return facts
 
     def pending(self, key: str) -> bool:
         """Whether a fact waits for its acknowledgement."""

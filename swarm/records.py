@@ -10,6 +10,7 @@ Scores are kept as the metric gives them; a *gain* is oriented so that positive 
 All times are seconds; `*_at` are Unix times on the clock of whoever wrote them.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -32,6 +33,13 @@ def digest(*parts: object) -> str:
 def candidate_id(files: Files) -> str:
     """Identity of a Candidate: hash of all its editable files, byte for byte."""
     return digest("candidate", *(part for path in sorted(files) for part in (path, files[path])))
+
+
+def researcher_branch(study: str, node: str) -> str:
+    """The branch of the researcher on a node, for any name that a node may have: always one that git takes."""
+    slug = re.sub(r"[^A-Za-z0-9_-]+", "-", node)[:40].strip("-") or "node"
+    own = slug == "baseline" or slug.startswith("promotion-")  # these branches are the coordinator's
+    return f"swarm/{study}/{'node-' if own else ''}{slug}"
 
 
 # --- things ----------------------------------------------------------------------------------------------
@@ -221,7 +229,7 @@ class NodeJoined:
 
     @property
     def key(self) -> str:
-        return f"node:{self.node.uid}:{self.node.platform.id}"
+        return f"node:{self.node.uid}:{self.node.platform.id}:{self.at:.3f}"  # it may come back to a Platform it had
 
 
 @dataclass(frozen=True)
@@ -374,7 +382,7 @@ class Screened:
 
     @property
     def key(self) -> str:
-        return f"screened:{self.experiment}"
+        return f"screened:{self.experiment}:{self.tip}"  # set aside, it may come back and be judged on another tip
 
 
 @dataclass(frozen=True)
@@ -393,7 +401,7 @@ class ClaimRaised:
 
     @property
     def key(self) -> str:
-        return f"claim:{self.experiment}:{self.base}"
+        return f"claim:{self.experiment}:{self.base}:{self.node}"
 
 
 @dataclass(frozen=True)
@@ -631,6 +639,7 @@ class Setup:
     task_files: Mapping[str, bytes]  # the whole task folder, path -> bytes
     proposer: str  # "package.module:Class" or a short name
     proposer_options: Mapping[str, str] = field(default_factory=dict)
+    opened_at: float = 0.0  # tells this study from an earlier one of the same name
     sandbox: str = "auto"
     data: str = ""  # a folder with prepared data, used where it exists; else the node prepares its own
     threads: int = 1

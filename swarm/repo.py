@@ -154,6 +154,11 @@ class Repo:
             raise self._git.error(arguments, done.err)
         return done.out.decode().strip() or None
 
+    def refs(self, prefix: str) -> dict[str, str]:
+        """Every full ref below `prefix` and the object it names."""
+        out = self._git.run("for-each-ref", "--format=%(refname) %(objectname)", prefix).decode()
+        return {name: sha for name, sha in (line.split() for line in out.splitlines())}
+
     def entries(self, commit: str) -> dict[str, Entry]:
         """Every file of a commit's tree: path -> mode and blob."""
         out = self._git.run("ls-tree", "-r", "-z", "--full-tree", commit)

@@ -7,9 +7,11 @@ the same candidate and seed, as on a deterministic Platform.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from random import Random
 
+from coordinator.forges import Opened, Request
 from coordinator.forges.local import LocalForge
 from coordinator.mind import Mind
 from coordinator.service import Service, Study
@@ -18,7 +20,7 @@ from node.trial import TrialRun
 from swarm.cluster.port import Member, Silence
 from swarm.codec import pack, unpack
 from swarm.config import Config, parse_config
-from swarm.errors import ClusterError
+from swarm.errors import ClusterError, ForgeError
 from swarm.ledger import Ledger
 from swarm.records import (
     Block,
@@ -42,6 +44,14 @@ from swarm.task import load_task
 
 PLATFORM = Platform("simulated", "none", "none", "1 token")
 TRIAL_S = 8.0
+ADMISSION_GRACE_S = 20.0
+PAGES_EVERY_S = 500.0  # drawing the picture costs more than simulating the study
+
+
+@cache
+def idea_of(train: str) -> str:
+    """A node asks for the same few texts over and over."""
+    return idea_hash({"train.py": train})
 
 
 @dataclass
@@ -53,6 +63,7 @@ class World:
     own_sd: float = 0.004  # of one candidate's run
     slow: Mapping[str, float] = field(default_factory=dict)  # switch -> factor on CPU time
     crash: frozenset[str] = frozenset()  # switches that crash
+    ideas: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # node -> the switches it thinks of; else all
     now: float = 1_000_000.0
 
     def clock(self) -> float:
@@ -87,7 +98,7 @@ class SimulatedNode:
         self.memory: Memory | None = None
         self.spool: dict[str, Fact] = {}
         self.produced: list[str] = []
-        self.last_seen = world.now
+        self.last_seen = self.heard_at = world.now
         self.restart()
 
     def restart(self) -> None:
@@ -103,14 +114,14 @@ class SimulatedNode:
 
     def exchange(self, data: bytes) -> bytes:
         orders = unpack(data, Orders)
-        self.epoch = orders.epoch
+        self.epoch, self.heard_at = orders.epoch, self.world.now
         for key in orders.acks:
             self.spool.pop(key, None)
         self.draining = orders.drain
         for block in orders.blocks:
             self.leases.setdefault(block.id, (block, list(block.trials)))
         self._release()
-        self.researcher.settle(orders.admissions)
+        self._keep(self.researcher.settle(orders.admissions, self.world.now))
         if orders.brief is not None:
             self._keep(self.researcher.hear(orders.brief, self.world.now))
         brief = self.researcher.brief
@@ -150,13 +161,16 @@ class SimulatedNode:
         while self.researcher.wants_idea() and tries < 10:
             tries += 1
             tip = self.researcher.memory.tip_files["train.py"]
-            off = [name for name in self.world.effects if f"{name} = False" in tip]
+            known = self.world.ideas.get(self.name, tuple(self.world.effects))
+            off = [name for name in known if f"{name} = False" in tip]
             if not off:
                 return
             name = self.random.choice(off)
             files = {"train.py": tip.replace(f"{name} = False", f"{name} = True")}
             parent = self.researcher.memory.tip
-            self.researcher.offer(Proposal(idea_hash(files), parent, f"Switch {name} on", "", files, "scripted"))
+            self.researcher.offer(
+                Proposal(idea_of(files["train.py"]), parent, f"Switch {name} on", "", files, "scripted")
+            )
 
     def _start(self, at: float) -> bool:
         if self.draining:
@@ -165,6 +179,8 @@ class SimulatedNode:
             if left:
                 self.current = (left[0], block, at + TRIAL_S)
                 return True
+        if self.researcher.memory.waiting and at - self.heard_at > ADMISSION_GRACE_S:
+            self._keep(self.researcher.admit_alone(at))
         spec = self.researcher.next_trial()
         if spec is None:
             return False
@@ -278,6 +294,32 @@ class Silent:
     def tick(self, mind: Mind, now: float) -> None: ...
 
 
+class MoodyForge(LocalForge):
+    """A forge that is sometimes away."""
+
+    away = False
+
+    def prepare(self, repo: Path, commit: str) -> None:
+        self._answer()
+        super().prepare(repo, commit)
+
+    def open(self, repo: Path, request: Request) -> Opened:
+        self._answer()
+        return super().open(repo, request)
+
+    def merge(self, repo: Path, request: Request) -> str:
+        self._answer()
+        return super().merge(repo, request)
+
+    def publish(self, files: Mapping[str, str], message: str) -> str:
+        self._answer()
+        return super().publish(files, message)
+
+    def _answer(self) -> None:
+        if self.away:
+            raise ForgeError("the forge does not answer")
+
+
 class Killed(BaseException):
     """The coordinator dies here."""
 
@@ -304,10 +346,12 @@ class Swarm:
         nodes = [SimulatedNode(self.world, f"n{i}", "toy-1", i) for i in range(self.nodes)]
         self.cluster = SimulatedCluster(nodes)
         self.sim_nodes = nodes
+        self.forge = MoodyForge(self.folder / "toy-1" / "repo.git", clock=self.world.clock)
         self.ticks = 0
 
     def config(self) -> Config:
         plain: dict[str, object] = {"study": "toy", "seed": 3, "stop": {"wall_minutes": 20, "final_minutes": 3}}
+        plain["nodes"] = {"poll_s": 1.0}
         return parse_config({**plain, **self.settings}, "test")
 
     def run(self) -> Service:
@@ -318,10 +362,11 @@ class Swarm:
             study=study,
             ledger=ledger,
             cluster=self.cluster,
-            forge=LocalForge(study.repo_path),
+            forge=self.forge,
             watcher=Silent(),
             clock=self.world.clock,
             pause=self._pause,
+            pages_every_s=PAGES_EVERY_S,
         )
         try:
             service.run()

@@ -1,6 +1,7 @@
 """The whole loop on simulated nodes: what is promoted is true, and faults lose and double nothing."""
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -17,6 +18,7 @@ from swarm.records import (
     ProposalRefused,
     StudyFinished,
     TrialFinished,
+    Trouble,
     Verdict,
 )
 
@@ -215,6 +217,122 @@ def test_at_most_one_open_claim_per_branch(tmp_path: Path) -> None:
             assert open_by_node[fact.node] == 1
         elif isinstance(fact, Verdict):
             open_by_node[owner[fact.experiment]] = 0
+
+
+def test_two_gains_found_on_two_nodes_both_end_up_in_the_champion(tmp_path: Path) -> None:
+    ideas = {"n0": ("GOOD",), "n1": ("FINE", "NULL_0"), "n2": ("NULL_1", "NULL_2")}
+    swarm = Swarm(tmp_path, World({"GOOD": 0.09, "FINE": 0.08, **NULLS}, ideas=ideas), nodes=3)
+    service = swarm.run()
+    assert promoted_switches(swarm, service) >= {"GOOD", "FINE"}
+    first, second = [f for f in swarm.facts() if isinstance(f, Promotion)][:2]
+    verdict = next(f for f in swarm.facts() if isinstance(f, Verdict) and f.candidate == second.candidate)
+    assert verdict.base == first.candidate == second.base, "the very tree that landed was measured on the new champion"
+
+
+def test_a_forge_that_is_away_delays_promotions_and_nothing_else(tmp_path: Path) -> None:
+    asked: list[int] = []
+
+    def faults(swarm: Swarm, tick: int) -> None:
+        accepted = bool(tick % 20 == 0 and [f for f in swarm.facts() if isinstance(f, Verdict) and f.accepted])
+        asked.extend([tick] * accepted)
+        swarm.forge.away = not asked or tick < asked[0] + 120
+
+    swarm = Swarm(tmp_path, world(), faults=faults)
+    swarm.forge.away = True  # from the very start: the study begins without it
+    service = swarm.run()
+    facts = swarm.facts()
+    first = next(f for f in facts if isinstance(f, Promotion))
+    accepted = next(f for f in facts if isinstance(f, Verdict) and f.accepted)
+    assert first.at - accepted.at > 100
+    between = [
+        f for f in facts if isinstance(f, TrialFinished) and accepted.at < f.started_at and f.ended_at < first.at
+    ]
+    assert len(between) > 10, "nodes went on"
+    assert "GOOD" in promoted_switches(swarm, service)
+    tip = service.repo.ref("refs/heads/swarm/best")
+    assert tip is not None
+    assert service.repo.read(tip, "train.py") == service.mind.state.files[service.mind.state.champion]["train.py"]
+    told = [f for f in facts if isinstance(f, Trouble) and f.where == "forge"]
+    assert 0 < len(told) < 20, "said, but not at every attempt"
+
+
+def test_an_edit_of_the_program_reaches_researchers_and_survives_a_restart(tmp_path: Path) -> None:
+    heard: set[str] = set()
+
+    def faults(swarm: Swarm, tick: int) -> None:
+        heard.update(node.researcher.brief.program for node in swarm.sim_nodes if node.researcher.brief)
+        if tick == 200:
+            (swarm.task_folder / "program.md").write_text("Be bold.")
+        if tick == 400:
+            raise Killed
+
+    swarm = Swarm(tmp_path, world(), faults=faults, settings={"stop": {"wall_minutes": 12, "final_minutes": 2}})
+    (swarm.task_folder / "program.md").write_text("Be careful.")
+    assert run_to_the_end(swarm) == 2, "the baseline's commit is the one of the first start"
+    assert heard == {"Be careful.", "Be bold."}
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"caps": {"node_hours": 0.1}}, "cap of 0.1 node-hours"),
+        ({"stop": {"wall_minutes": 20, "final_minutes": 3, "trials": 25}}, "25 trials"),
+        ({"stop": {"wall_minutes": 20, "final_minutes": 3, "promotions": 1}}, "1 promotions"),
+    ],
+    ids=["node hours", "trials", "promotions"],
+)
+def test_a_cap_stops_the_study_cleanly(tmp_path: Path, settings: dict[str, object], reason: str) -> None:
+    swarm = Swarm(tmp_path, world(), settings=settings)
+    swarm.run()
+    (finished,) = of(swarm.facts(), StudyFinished)
+    assert isinstance(finished, StudyFinished) and finished.reason == reason
+    assert swarm.world.now < 1_000_000 + 20 * 60
+    assert_ledger_equals_nodes(swarm)
+
+
+def test_what_nodes_admitted_alone_is_sorted_out_when_the_coordinator_is_back(tmp_path: Path) -> None:
+    def faults(swarm: Swarm, tick: int) -> None:
+        swarm.cluster.head_away = 100 < tick < 220 or 400 < tick < 520
+
+    swarm = Swarm(tmp_path, world(), nodes=3, faults=faults)
+    service = swarm.run()
+    assert_ledger_equals_nodes(swarm)
+    screened = {(f.experiment, f.node) for f in swarm.facts() if isinstance(f, TrialFinished) and f.purpose == "screen"}
+    ideas = Counter(experiment for experiment, _ in screened)
+    assert max(ideas.values()) > 1, "two nodes must have had the same idea while nobody could tell them"
+    assert not service.mind.state.open_claims or "wall time" in service.mind.state.finished.reason  # type: ignore[union-attr]
+    assert "GOOD" in promoted_switches(swarm, service)
+    assert not promoted_switches(swarm, service) & HARMFUL.keys()
+
+
+def test_a_node_with_any_name_takes_part(tmp_path: Path) -> None:
+    swarm = Swarm(tmp_path, world())
+    for node, name in zip(swarm.sim_nodes, ("Bob's box ~^: ..", "baseline"), strict=True):
+        node.info = replace(node.info, name=name)
+    service = swarm.run()
+    branches = service.repo.refs("refs/heads/swarm/toy-1/")
+    assert {"refs/heads/swarm/toy-1/Bob-s-box", "refs/heads/swarm/toy-1/node-baseline"} <= branches.keys()
+    assert "GOOD" in promoted_switches(swarm, service)
+
+
+def test_a_copied_node_folder_is_told_of_and_harms_nobody(tmp_path: Path) -> None:
+    swarm = Swarm(tmp_path, world(), nodes=3)
+    swarm.sim_nodes[2].info = replace(swarm.sim_nodes[2].info, uid=swarm.sim_nodes[1].info.uid, host="elsewhere")
+    service = swarm.run()
+    told = [f.message for f in swarm.facts() if isinstance(f, Trouble)]
+    assert any("has the identity of n" in message for message in told)
+    assert "GOOD" in promoted_switches(swarm, service)
+
+
+def test_a_node_that_talks_nonsense_harms_nobody(tmp_path: Path) -> None:
+    swarm = Swarm(tmp_path, world(), nodes=3)
+    babbler, endless = swarm.sim_nodes[1], swarm.sim_nodes[2]
+    babbler.exchange = lambda data: b"nonsense"  # type: ignore[method-assign]
+    endless.info = replace(endless.info, name="n" * 10_000)
+    service = swarm.run()
+    told = {f.message for f in swarm.facts() if isinstance(f, Trouble)}
+    assert any("not a Report" in message for message in told) and any("longer than" in message for message in told)
+    assert "GOOD" in promoted_switches(swarm, service)
 
 
 def run_to_the_end(swarm: Swarm) -> int:

@@ -12,7 +12,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from coordinator.mind import Mind, Presence
+from coordinator.leases import Presence
+from coordinator.mind import Mind
 from coordinator.state import Claim, State
 from swarm.cli.words import Teller, plain
 from swarm.records import Fact, Measurement, StudyFinished, TrialFinished
@@ -80,7 +81,7 @@ class LiveView:
 
     def _draw(self, mind: Mind, now: float) -> Group:
         parts: list[Text | Table] = [self._head(mind, now), self._nodes(mind), _champion(mind.state)]
-        claims = mind.state.open_claims()
+        claims = list(mind.state.open_claims.values())
         if claims:
             parts.append(_claims(claims, mind.state))
         news = Text("\n".join(self._lines), no_wrap=True, overflow="ellipsis")

@@ -1,0 +1,334 @@
+"""How each fact changes what the coordinator knows: `(state, fact) -> state`.
+
+Pure: no clock, no disk, no randomness; the same facts in the same order give the same State, which is updated in place
+by its one owner, the mind. Facts are taken at their word here: what of a node's report may become one is decided in
+`coordinator/belief`.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from statistics import fmean
+from typing import Any
+
+from coordinator.reproduction import LARGEST_GAIN, Noise, bar
+from coordinator.state import SET_ASIDE, Claim, Drawn, Experiment, Pair, State
+from swarm.records import (
+    BlockDrawn,
+    BlockLost,
+    Carried,
+    ClaimRaised,
+    CoordinatorStarted,
+    ExperimentAdmitted,
+    Fact,
+    Measurement,
+    NodeJoined,
+    Outcome,
+    Promotion,
+    Screened,
+    Spent,
+    StudyFinished,
+    StudyOpened,
+    TrialDisturbed,
+    TrialFinished,
+    Trouble,
+    Verdict,
+)
+
+ANSWERS_KEPT = 20  # verdicts on a node's claims that it is told of; it has at most one open, so it needs the newest
+
+
+def absorb(state: State, fact: Fact, at: float) -> None:
+    """Take one fact, committed at `at`."""
+    state.revision += 1
+    handler = _HANDLERS.get(type(fact))
+    if handler is not None:
+        handler(state, fact, at)
+    state.last_at = max(state.last_at, at)
+
+
+def _opened(state: State, fact: StudyOpened, at: float) -> None:
+    state.opened = fact
+    state.champion = fact.baseline
+    state.champions.add(fact.baseline)
+    state.files[fact.baseline] = fact.files
+    state.cpu_ratio[fact.baseline] = 1.0
+
+
+def _started(state: State, fact: CoordinatorStarted, at: float) -> None:
+    if state.session_started:
+        state.earlier_sessions_s += max(0.0, state.last_at - state.session_started)
+    state.epoch, state.session_started = fact.epoch, at
+
+
+def _joined(state: State, fact: NodeJoined, at: float) -> None:
+    state.nodes[fact.node.uid] = fact.node
+
+
+def _admitted(state: State, fact: ExperimentAdmitted, at: float) -> None:
+    experiment = Experiment(len(state.experiments) + 1, fact)
+    state.experiments[fact.proposal.idea] = experiment
+    state.numbered.append(experiment)
+    state.files[fact.candidate] = fact.proposal.files
+
+
+def _screened(state: State, fact: Screened, at: float) -> None:
+    experiment = state.experiments.get(fact.experiment)
+    if experiment is None:
+        return
+    experiment.gain = fact.gain
+    if fact.reason.startswith("failed"):
+        experiment.status = fact.reason
+    elif fact.kept:
+        experiment.status = "kept"
+    else:
+        experiment.status = SET_ASIDE if fact.gain is None else "dropped"
+
+
+def _claimed(state: State, fact: ClaimRaised, at: float) -> None:
+    """Whatever a node claims gets an answer: a claim that is not opened is answered at once."""
+    known = state.claims.get((fact.experiment, fact.base))
+    if known is not None and known.node == fact.node:  # it was carried here meanwhile, or even decided
+        if known.answer:
+            _answer(state, fact.node, fact.experiment, known.answer)
+        return
+    reason = _why_not(state, fact)
+    if reason:
+        _answer(state, fact.node, fact.experiment, f"rejected: {reason}")
+        return
+    state.experiments[fact.experiment].status = "claimed"
+    _open_claim(state, fact.experiment, fact.candidate, fact.base, fact.node, state.platform_of(fact.node))
+
+
+def _why_not(state: State, fact: ClaimRaised) -> str:
+    """Why a claim is not opened; empty when it is."""
+    experiment = state.experiments.get(fact.experiment)
+    if experiment is None:
+        return "no such experiment was admitted"
+    if experiment.admitted.node != fact.node:
+        return f"the same idea is experiment {experiment.number} of another node"
+    if experiment.admitted.candidate != fact.candidate:
+        return f"candidate {fact.candidate[:8]} is not that of experiment {experiment.number}"
+    if fact.base not in state.champions:
+        return f"its base {fact.base[:8]} was never the champion"
+    if state.platform_of(fact.node) not in state.noise:
+        return "the noise of its Platform is not known yet"
+    mine = [c for c in state.open_claims.values() if c.node == fact.node and c.base == fact.base and not c.carried]
+    return "its branch has an open claim already" if mine else ""
+
+
+def _answer(state: State, node: str, experiment: str, words: str) -> None:
+    answers = state.answers.setdefault(node, {})
+    answers.pop(experiment, None)
+    answers[experiment] = words
+    state.answered[node] += 1
+    if len(answers) > ANSWERS_KEPT:
+        del answers[next(iter(answers))]
+
+
+def _carried(state: State, fact: Carried, at: float) -> None:
+    state.files[fact.candidate] = fact.files
+    before = state.latest.get(fact.experiment)
+    if before is None:
+        return
+    if state.open_claims.pop(before.key, None) is not None:  # nothing was measured against its old base
+        del state.claims[before.key]
+    if (fact.experiment, fact.onto) not in state.claims:
+        _open_claim(state, fact.experiment, fact.candidate, fact.onto, before.node, before.platform, carried=True)
+
+
+def _open_claim(
+    state: State, experiment: str, candidate: str, base: str, node: str, platform: str, *, carried: bool = False
+) -> None:
+    noise = state.noise[platform]
+    _stand_for(state, Claim(experiment, candidate, base, node, platform, noise, bar(state.campaign), carried))
+    state.answers.get(node, {}).pop(experiment, None)
+
+
+def _stand_for(state: State, claim: Claim) -> None:
+    """From now on this claim is the one of its experiment."""
+    before = state.latest.get(claim.experiment)
+    if before is not None:
+        state.accepted.pop(before.key, None)
+    state.claims[claim.key] = state.open_claims[claim.key] = state.latest[claim.experiment] = claim
+
+
+def _drawn(state: State, fact: BlockDrawn, at: float) -> None:
+    drawn = Drawn(fact)
+    state.blocks[fact.block] = state.outstanding[fact.block] = drawn
+    state.leased.setdefault(fact.node, {})[fact.block] = drawn
+    state.drawn_for[fact.node] += 1
+    state.block_of.update(dict.fromkeys(fact.trials, fact.block))
+    for experiment in fact.experiments:
+        claim = state.claims.get((experiment, fact.reference))
+        if claim is not None:
+            claim.drawn[fact.node] += 1
+
+
+def _lost(state: State, fact: BlockLost, at: float) -> None:
+    if fact.block in state.blocks:
+        state.blocks[fact.block].lost = True
+        _settle(state, state.blocks[fact.block])
+
+
+def _settle(state: State, drawn: Drawn) -> None:
+    """Nobody has to finish it any more."""
+    state.outstanding.pop(drawn.fact.block, None)
+    leased = state.leased.get(drawn.fact.node, {})
+    leased.pop(drawn.fact.block, None)
+    if not leased:
+        state.leased.pop(drawn.fact.node, None)
+
+
+def _trial(state: State, fact: TrialFinished, at: float) -> None:
+    state.trials += 1
+    state.trial_s += max(0.0, fact.ended_at - fact.started_at)
+    state.disturbances[fact.node] = 0
+    drawn = state.blocks.get(fact.block)
+    if drawn is None:
+        return
+    drawn.finished[fact.trial] = fact
+    if len(drawn.finished) == len(set(drawn.fact.trials)):
+        _settle(state, drawn)
+    if fact.purpose == "calibrate":
+        _calibrate(state, fact)
+    elif fact.purpose in ("confirm", "final"):
+        _pair_up(state, drawn, fact)
+
+
+def _measured(outcome: Outcome) -> Measurement | str:
+    """A score that can be reckoned with, or why there is none."""
+    if not isinstance(outcome, Measurement):
+        return f"{outcome.reason}: {outcome.message}"
+    if abs(outcome.score) > LARGEST_GAIN / 2:
+        return f"its score {outcome.score:.3g} is no usable number"
+    return outcome
+
+
+def _calibrate(state: State, fact: TrialFinished) -> None:
+    measured = _measured(fact.outcome)
+    if isinstance(measured, str):
+        state.baseline_failures.setdefault(fact.platform, []).append(measured)
+        return
+    runs = state.calibration.setdefault(fact.platform, {}).setdefault(fact.candidate, [])
+    runs.append(measured)
+    if len(runs) == state.calibration_runs and fact.platform not in state.noise:
+        state.noise[fact.platform] = Noise.from_seed_scores([run.score for run in runs])
+        state.baseline_cpu_s[fact.platform] = fmean(run.cpu_s for run in runs) / state.cpu_ratio.get(
+            fact.candidate, 1.0
+        )
+
+
+def _pair_up(state: State, drawn: Drawn, fact: TrialFinished) -> None:
+    """A pair exists as soon as both of its trials are known; its place in the evidence is that moment."""
+    champion_trial = drawn.fact.trials[drawn.fact.candidates.index(drawn.fact.reference)]
+    others = [trial for trial in drawn.fact.trials if trial != champion_trial]
+    completed = others if fact.trial == champion_trial else [fact.trial]
+    champion = drawn.finished.get(champion_trial)
+    for trial in completed:
+        candidate = drawn.finished.get(trial)
+        if candidate is not None and champion is not None:
+            _add_pair(state, drawn.fact, candidate, champion)
+
+
+def _add_pair(state: State, block: BlockDrawn, candidate: TrialFinished, champion: TrialFinished) -> None:
+    ours, theirs = _measured(candidate.outcome), _measured(champion.outcome)
+    claims = _claims_in(state, block, candidate.candidate)
+    final = block.purpose == "final" and candidate.candidate == state.champion
+    if isinstance(ours, str):
+        for claim in claims:
+            claim.failed = f"it failed on fresh seed {candidate.seed}: {ours}"
+    if isinstance(ours, str) or isinstance(theirs, str):
+        state.final_failures += final
+        return
+    gain = state.gain(ours.score, theirs.score)
+    pair = Pair(gain, ours.cpu_s, theirs.cpu_s, candidate.trial, champion.trial, candidate.node)
+    for claim in claims:
+        claim.pairs.append(pair)
+    if final:
+        state.final.append(pair)
+
+
+def _claims_in(state: State, block: BlockDrawn, candidate: str) -> list[Claim]:
+    """The open claims that a candidate's run in a block is evidence for; two ideas may have come to the same tree."""
+    claims = (state.open_claims.get((experiment, block.reference)) for experiment in block.experiments)
+    return [claim for claim in claims if claim is not None and claim.candidate == candidate]
+
+
+def _disturbed(state: State, fact: TrialDisturbed, at: float) -> None:
+    if fact.failure.reason != "stopped":
+        state.disturbances[fact.node] = state.disturbances.get(fact.node, 0) + 1
+        state.disturbed_at[fact.node] = at
+
+
+def _verdict(state: State, fact: Verdict, at: float) -> None:
+    claim = state.claims.get((fact.experiment, fact.base)) or _unmeasured(state, fact)
+    if fact.experiment in state.experiments:
+        state.experiments[fact.experiment].status = "accepted" if fact.accepted else "rejected"
+    if claim is None:
+        return
+    claim.verdict = fact
+    state.verdicts += 1
+    state.open_claims.pop(claim.key, None)
+    if state.latest[claim.experiment] is claim:
+        _answer(state, claim.node, claim.experiment, claim.answer)
+        if fact.accepted:
+            state.accepted[claim.key] = claim
+    if claim.pairs or claim.failed:  # one closed without a run (a merge conflict) says nothing of the base rate
+        state.campaign = state.campaign.closed(promoted=fact.accepted)
+        state.noise[claim.platform] = state.noise[claim.platform].pooled([pair.gain for pair in claim.pairs])
+    if fact.accepted and claim.pairs:
+        ratio = sum(p.candidate_cpu_s for p in claim.pairs) / max(1e-9, sum(p.champion_cpu_s for p in claim.pairs))
+        state.cpu_ratio[claim.candidate] = ratio * state.cpu_ratio.get(claim.base, 1.0)
+
+
+def _unmeasured(state: State, fact: Verdict) -> Claim | None:
+    """An accepted idea that cannot be carried onto the moved champion gets its verdict there without a claim."""
+    twin = state.latest.get(fact.experiment)
+    if twin is None:
+        return None
+    claim = replace(twin, base=fact.base, pairs=[], drawn=Counter(), failed="", verdict=None, weighed=0)
+    _stand_for(state, claim)
+    return claim
+
+
+def _promoted(state: State, fact: Promotion, at: float) -> None:
+    state.promotions.append(fact)
+    state.champion = fact.candidate
+    state.champions.add(fact.candidate)
+    state.accepted = {key: claim for key, claim in state.accepted.items() if claim.experiment != fact.experiment}
+    state.final, state.final_failures = [], 0  # pairs of an earlier champion say nothing of this one
+    if fact.experiment in state.experiments:
+        state.experiments[fact.experiment].status = "promoted"
+
+
+def _spent(state: State, fact: Spent, at: float) -> None:
+    state.spent = state.spent + fact.usage
+
+
+def _trouble(state: State, fact: Trouble, at: float) -> None:
+    state.trouble = f"{fact.where}: {fact.message}"
+
+
+def _finished(state: State, fact: StudyFinished, at: float) -> None:
+    state.finished = fact
+
+
+_HANDLERS: Mapping[type, Callable[[State, Any, float], None]] = {
+    StudyOpened: _opened,
+    CoordinatorStarted: _started,
+    NodeJoined: _joined,
+    ExperimentAdmitted: _admitted,
+    Screened: _screened,
+    ClaimRaised: _claimed,
+    Carried: _carried,
+    BlockDrawn: _drawn,
+    BlockLost: _lost,
+    TrialFinished: _trial,
+    TrialDisturbed: _disturbed,
+    Verdict: _verdict,
+    Promotion: _promoted,
+    Spent: _spent,
+    Trouble: _trouble,
+    StudyFinished: _finished,
+}

@@ -1,0 +1,189 @@
+"""Which Node is given which Block next. Pure: `(state, presence, now) -> blocks to draw`.
+
+Every block gets a seed that nothing else used, from the study's seed and the block's number. Drawn means counted:
+whoever draws a block commits it before anything else is asked here. It does not know what a block is evidence for.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from random import Random
+
+from coordinator.state import Claim, State
+from swarm.config import Config
+from swarm.records import BlockDrawn, Purpose, Report, digest
+
+SHARED_BY = 4  # candidates that may share one champion run in a block: above it false verdicts come in clusters
+SPREAD = 3  # other nodes that a claim is confirmed on, where there are so many
+EARLY_DF = 12  # below it the first pairs of a claim are bought at once: one-pair losers teach the noise nothing
+BLOCKS_IN_VAIN = 12  # of one claim: what keeps killing its machine, or cannot be compared, is not tried for ever
+QUARANTINE_AFTER, QUARANTINE_S = 3, 60.0  # disturbances in a row; doubled for each further one
+
+
+@dataclass
+class Presence:
+    """What is known of a node right now. Not a fact: it may vanish."""
+
+    report: Report
+    heard_at: float
+    alive: bool = True
+    held: set[str] = field(default_factory=set)  # blocks it was seen holding that are still outstanding
+
+
+def trial_id(candidate: str, seed: int, platform: str, purpose: Purpose, number: int) -> str:
+    """Name of a trial that the coordinator leases: it binds all that a node must not change."""
+    return digest(candidate, seed, platform, purpose, number)
+
+
+def in_vain(claim: Claim) -> bool:
+    """Whether too many blocks of a claim gave no pair; counts those still out, which their results may redeem."""
+    return claim.drawn.total() >= len(claim.pairs) + BLOCKS_IN_VAIN
+
+
+class Leases:
+    """One look at who is free and what is wanted. Drawing a block uses up its node, and what it was wanted for."""
+
+    def __init__(self, state: State, presence: Mapping[str, Presence], config: Config, now: float) -> None:
+        self._state, self._config, self._now = state, config, now
+        self._number = len(state.blocks)
+        self._alive = Counter(state.platform_of(uid) for uid, p in presence.items() if p.alive)
+        self._free = {uid: None for uid in sorted(presence) if self._is_free(uid, presence[uid])}  # an ordered set
+        self._in_flight = Counter(
+            (experiment, drawn.fact.reference)
+            for drawn in state.outstanding.values()
+            for experiment in drawn.fact.experiments
+        )
+
+    def for_exploration(self) -> list[BlockDrawn]:
+        """While ideas are being tried: what measures the noise, and what confirms claims."""
+        return [*self._calibrations(), *self._confirmations()]
+
+    def for_the_end(self, platform: str) -> list[BlockDrawn]:
+        """The final comparison of champion and baseline, on one Platform."""
+        state, wanted = self._state, self._config.decision.final_seeds
+        planned = sum(
+            d.fact.purpose == "final" and state.champion in d.fact.candidates for d in state.outstanding.values()
+        )
+        missing = wanted - planned - len(state.final) if state.final_failures < wanted else 0
+        nodes = self._least_used(platform)[: max(0, missing)]
+        return [self._draw(uid, "final", state.baseline, [state.champion], []) for uid in nodes]
+
+    # --- who ---
+
+    def _is_free(self, uid: str, presence: Presence) -> bool:
+        if not presence.alive or not presence.report.ready or presence.report.holding:
+            return False
+        return uid in self._state.nodes and uid not in self._state.leased and not self._quarantined(uid)
+
+    def _quarantined(self, uid: str) -> bool:
+        count = self._state.disturbances.get(uid, 0) - QUARANTINE_AFTER
+        since = self._now - self._state.disturbed_at.get(uid, 0.0)
+        return count >= 0 and since < QUARANTINE_S * 2 ** min(count, 6)
+
+    def _least_used(self, platform: str) -> list[str]:
+        mine = [uid for uid in self._free if self._state.platform_of(uid) == platform]
+        return sorted(mine, key=lambda uid: (self._state.drawn_for[uid], uid))
+
+    # --- calibration ---
+
+    def _calibrations(self) -> Iterator[BlockDrawn]:
+        state = self._state
+        platforms = {state.platform_of(uid): None for uid in self._free if state.platform_of(uid) not in state.noise}
+        for platform in platforms:
+            if state.baseline_fails(platform):
+                continue
+            missing = state.calibration_runs - self._calibrating(platform)
+            for uid in self._least_used(platform)[: max(0, (missing + 1) // 2)]:
+                yield self._draw(uid, "calibrate", state.champion, [state.champion], [], fresh_seed_each=True)
+
+    def _calibrating(self, platform: str) -> int:
+        """Runs of the champion that are there or on their way."""
+        state = self._state
+        done = len(state.calibration.get(platform, {}).get(state.champion, []))
+        return done + sum(
+            len(drawn.fact.trials) - len(drawn.finished)
+            for drawn in state.outstanding.values()
+            if drawn.fact.purpose == "calibrate"
+            and drawn.fact.reference == state.champion
+            and state.platform_of(drawn.fact.node) == platform
+        )
+
+    # --- confirmation ---
+
+    def _confirmations(self) -> Iterator[BlockDrawn]:
+        """Oldest claims first; each on the node that has measured it least."""
+        for claim in list(self._state.open_claims.values()):
+            while self._wants_pair(claim) and (uid := self._best_node(claim)) is not None:
+                claims = [claim, *self._company(claim, uid)][:SHARED_BY]
+                self._in_flight.update((c.experiment, c.base) for c in claims)
+                candidates, experiments = [c.candidate for c in claims], [c.experiment for c in claims]
+                yield self._draw(uid, "confirm", claim.base, candidates, experiments)
+
+    def _wants_pair(self, claim: Claim) -> bool:
+        if claim.failed or in_vain(claim) or claim.base != self._state.champion and not claim.pairs:
+            return False
+        missing = max(1, self._state.rule.min_pairs - len(claim.pairs))
+        allowed = missing if claim.noise.df < EARLY_DF else 1
+        return self._in_flight[(claim.experiment, claim.base)] < allowed
+
+    def _best_node(self, claim: Claim) -> str | None:
+        free = [uid for uid in self._free if self._may_measure(uid, claim)]
+        return min(
+            free,
+            key=lambda uid: (claim.drawn[uid], uid == claim.node, self._state.drawn_for[uid], uid),
+            default=None,
+        )
+
+    def _may_measure(self, uid: str, claim: Claim) -> bool:
+        """On its Platform; not where the idea comes from, if there are enough others."""
+        own = uid == claim.node and self._others(claim) >= SPREAD
+        return self._state.platform_of(uid) == claim.platform and not own
+
+    def _others(self, claim: Claim) -> int:
+        return self._alive[claim.platform] - (self._state.platform_of(claim.node) == claim.platform)
+
+    def _company(self, first: Claim, uid: str) -> Iterator[Claim]:
+        """Claims that may share the champion's run of a block, where that does not cost them their spread."""
+        seen = {first.candidate}
+        for claim in self._state.open_claims.values():
+            if claim.base != first.base or claim.platform != first.platform or claim.candidate in seen:
+                continue
+            spread = not claim.drawn[uid] or len(claim.drawn) >= min(SPREAD, self._others(claim))
+            if spread and self._may_measure(uid, claim) and self._wants_pair(claim):
+                seen.add(claim.candidate)
+                yield claim
+
+    # --- drawing ---
+
+    def _draw(
+        self,
+        uid: str,
+        purpose: Purpose,
+        reference: str,
+        candidates: Sequence[str],
+        experiments: Sequence[str],
+        *,
+        fresh_seed_each: bool = False,
+    ) -> BlockDrawn:
+        """A block with a fresh seed, its trials in random order."""
+        del self._free[uid]
+        self._number += 1
+        name = digest("block", self._config.seed, self._config.study, self._number)
+        platform = self._state.platform_of(uid)
+        order = [reference, *candidates]
+        Random(name).shuffle(order)
+        seeds = tuple(int(digest(name, i if fresh_seed_each else 0)[:8], 16) & 0x7FFFFFFF for i in range(len(order)))
+        trials = tuple(trial_id(c, s, platform, purpose, self._number) for c, s in zip(order, seeds, strict=True))
+        return BlockDrawn(
+            block=name,
+            number=self._number,
+            fence=self._state.epoch * 1_000_000 + self._number,
+            node=uid,
+            purpose=purpose,
+            seeds=seeds,
+            candidates=tuple(order),
+            reference=reference,
+            experiments=tuple(experiments),
+            trials=trials,
+            at=self._now,
+        )

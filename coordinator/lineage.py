@@ -1,0 +1,85 @@
+"""The study's own repository: one commit per candidate that somebody may build on, one branch per researcher.
+
+Owns which commit stands for which candidate, also after a restart, and what the commit of a promotion holds. Commits
+are a pure function of facts, so whatever is killed half-way is repeated with the same result. It knows no forge.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from coordinator.forges import Request
+from coordinator.promotion import PromotionDossier, branch_name, record_json, request_body, title
+from swarm.records import ExperimentAdmitted, Promotion, Screened, StudyOpened
+from swarm.repo import Repo
+
+AUTHOR = "swarm <swarm@localhost>"
+COMMITS = "refs/swarm/candidates/"  # one ref per candidate that has a commit: nothing is committed again at a start
+
+
+class Lineage:
+    """Candidates as commits of one bare repository."""
+
+    def __init__(self, path: Path, study: str) -> None:
+        """Open the repository at `path`, or make it."""
+        self.repo = Repo.create(path)
+        self._study = study
+        self._commits = {ref.removeprefix(COMMITS): sha for ref, sha in self.repo.refs(COMMITS).items()}
+        self._baseline = ""
+
+    @property
+    def baseline(self) -> str:
+        """The first commit of the study."""
+        return self._commits[self._baseline]
+
+    def open(self, opened: StudyOpened, task: Mapping[str, bytes]) -> None:
+        """The baseline with the whole task folder beside it, as it was when the study was opened."""
+        self._baseline = opened.baseline
+        if opened.baseline not in self._commits:
+            files: dict[str, str | bytes] = {**task, **opened.files}
+            message = f"Baseline of {opened.study}"
+            self._keep(
+                opened.baseline, self.repo.commit(files, parents=[], message=message, author=AUTHOR, at=opened.at)
+            )
+        self.repo.set_ref(f"refs/heads/swarm/{self._study}/baseline", self.baseline)
+
+    def advance(self, fact: Screened, admitted: ExperimentAdmitted) -> None:
+        """One commit per kept idea on its researcher's branch."""
+        if fact.candidate in self._commits:
+            return
+        words = admitted.proposal.hypothesis.replace("\0", "").strip() or "An idea"
+        commit = self.repo.commit(
+            admitted.proposal.files,
+            parents=[self._commits.get(fact.tip) or self.baseline],
+            message=f"{words.splitlines()[0][:100]}\n\nSwarm-Experiment: {fact.experiment}\n",
+            author=AUTHOR,
+            at=fact.at,
+        )
+        self.repo.set_ref(f"refs/heads/{admitted.branch}", commit)
+        self._keep(fact.candidate, commit)
+
+    def promoted(self, fact: Promotion) -> None:
+        """The champion is the very commit that landed, not the one of its branch."""
+        self._commits[fact.candidate] = fact.commit
+
+    def request(self, dossier: PromotionDossier) -> Request:
+        """The commit and the branch of a promotion, and what people read of it."""
+        verdict, number = dossier.verdict, dossier.number
+        record = {f"records/{self._study}/{number:04d}/record.json": record_json(dossier)}
+        message = (
+            f"{title(dossier)}\n\nSwarm-Experiment: {verdict.experiment}\n"
+            f"Swarm-Verdict: accepted, {verdict.pairs} pairs, evidence {verdict.likelihood_ratio:.3g}:1\n"
+        )
+        commit = self.repo.commit(
+            {**dossier.files, **record},
+            parents=[self._commits[verdict.base]],
+            message=message,
+            author=AUTHOR,
+            at=verdict.at,
+        )
+        branch = branch_name(self._study, number)
+        self.repo.set_ref(f"refs/heads/{branch}", commit)
+        return Request(branch, commit, title(dossier), request_body(dossier))
+
+    def _keep(self, candidate: str, commit: str) -> None:
+        self._commits[candidate] = commit
+        self.repo.set_ref(f"{COMMITS}{candidate}", commit)
