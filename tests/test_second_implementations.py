@@ -70,7 +70,7 @@ def folder(tmp_path: Path) -> Path:
     task.mkdir()
     (task / "train.py").write_text(TRAIN)
     (task / "program.md").write_text("# Goal\n\nLower val_bpb.\n")
-    subprocess.run([_swarm(), "init", str(task)], check=True, capture_output=True)
+    subprocess.run([_swarm(), "init", str(task), "--seconds", "20"], check=True, capture_output=True)
     return tmp_path
 
 

@@ -57,7 +57,7 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that lacks a letter gets a question mark
     try:
-        code = cli(standalone_mode=False)
+        code = cli(prog_name="swarm", standalone_mode=False)
     except click.Abort:
         code = 130
     except click.ClickException as mistake:
