@@ -25,6 +25,7 @@ HOME_MARK = "SWARM_HOME"
 
 _TERM_S = 2.0  # between SIGTERM and SIGKILL
 _SWEEP_S = 5.0
+_EXEC_S = 1.0  # microseconds on an idle machine; until then a process carries no mark
 
 # Children of this process, kept so that they are reaped when they end; Popen complains when dropped alive.
 _children: dict[int, subprocess.Popen[bytes]] = {}
@@ -82,7 +83,15 @@ def launch(
             preexec_fn=preexec,
         )
     _children[child.pid] = child
+    _wait_for_environment(child.pid)
     return Process(child.pid, _created(child.pid) or 0)
+
+
+def _wait_for_environment(pid: int) -> None:
+    """Popen returns when the pipe to it closes, which the kernel does a moment before /proc shows the environment."""
+    deadline = time.monotonic() + _EXEC_S
+    while time.monotonic() < deadline and _created(pid) is not None and not _environment(pid):
+        time.sleep(0.001)
 
 
 def children(of: Process) -> tuple[Process, ...]:
@@ -224,11 +233,15 @@ def _created(pid: int) -> int | None:
 
 
 def _carries(pid: int, home: str) -> bool:
+    return f"{HOME_MARK}={home}".encode() in _environment(pid).split(b"\0")
+
+
+def _environment(pid: int) -> bytes:
+    """As the process was started with; empty for none, for one of other users, and for one that is being started."""
     try:
-        environment = Path(f"/proc/{pid}/environ").read_bytes()
+        return Path(f"/proc/{pid}/environ").read_bytes()
     except (FileNotFoundError, ProcessLookupError, PermissionError):
-        return False
-    return f"{HOME_MARK}={home}".encode() in environment.split(b"\0")
+        return b""
 
 
 def _ancestors(parents: dict[int, int]) -> set[int]:
