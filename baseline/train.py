@@ -1,13 +1,14 @@
 """Train a small GPT on a fixed stream of tokens. This is the file that the swarm edits.
 
-    python train.py --data data/train --out out --seed 0 --budget 205k          # by hand: about 5 CPU-seconds
+    python train.py                                                             # by hand: ten seconds, and a score
+    python train.py --scale depth=2                                             # does it hold at twice the depth?
     python train.py --data data/train --out out --seed 0 --budget stream.bin    # as the swarm runs it
 
 `--budget FILE` is the whole of what may be learnt from: one flat array of uint16 tokens, written for this trial by its
 runner (pieces of 256 consecutive tokens, drawn by the seed; a border between two pieces just costs a little loss).
 Every token is a training target at most once, so SEQ_LEN and BATCH may change, the number of tokens may not.
 `--budget 205k` draws such a stream here. What this file prints is for people: scores are computed elsewhere, from the
-predictions that `load` gives.
+predictions that `load` gives. Only by hand, where `val` lies beside the training tokens, is val_bpb computed here, too.
 
 One thread. The same seed and stream give bit-identical weights. The constants below may be searched by a machine: every
 sane value works (`# choices:` and `# range:` say which), in any combination.
@@ -17,6 +18,7 @@ import argparse
 import json
 import math
 import re
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -191,20 +193,21 @@ class MLP(nn.Module):
 class GPT(nn.Module):
     """Tokens [B, T] to logits [B, T, vocabulary]. Position t sees tokens 0..t only."""
 
-    def __init__(self, vocab_size: int) -> None:
+    def __init__(self, vocab_size: int, depth: int | None = None) -> None:
         super().__init__()
         check_constants()
+        depth = depth or DEPTH
         self.vocab_size = vocab_size
         self.token = embedding(vocab_size, std=1.0)
         self.bigram = embedding(BIGRAM_ROWS, std=0.0) if BIGRAM else None
         self.smear = nn.Parameter(torch.zeros(WIDTH)) if SMEAR else None
-        fed = [str(i) for i in range(DEPTH) if VALUE_EMBEDDING and (DEPTH - 1 - i) % 2 == 0]  # the last layer always
+        fed = [str(i) for i in range(depth) if VALUE_EMBEDDING and (depth - 1 - i) % 2 == 0]  # the last layer always
         self.values = nn.ModuleDict({i: embedding(vocab_size, std=WIDTH**-0.5) for i in fed})
-        self.attention = nn.ModuleList(Attention() for _ in range(DEPTH))
-        self.mlp = nn.ModuleList(MLP() for _ in range(DEPTH))
+        self.attention = nn.ModuleList(Attention() for _ in range(depth))
+        self.mlp = nn.ModuleList(MLP() for _ in range(depth))
         # Every block reads its own mix of the stream and of the embedding x0 (modded-nanogpt, record of 2024-11).
-        self.mix_stream = nn.Parameter(torch.ones(DEPTH))
-        self.mix_x0 = nn.Parameter(torch.full((DEPTH,), 0.1))
+        self.mix_stream = nn.Parameter(torch.ones(depth))
+        self.mix_x0 = nn.Parameter(torch.full((depth,), 0.1))
         self.head = Linear(WIDTH, vocab_size, std=0.001)  # not tied to the embedding; the first loss is log V
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -316,18 +319,26 @@ class Optimizer:
         self.muon.step(MATRIX_LR * scale)
 
 
-def read_stream(budget: str, data: Path, seed: int) -> np.ndarray:
-    """The tokens of this trial: the runner's file, or pieces of the training data drawn by the seed."""
+def read_stream(budget: str, data: Path, seed: int, scale: int = 1) -> np.ndarray:
+    """The tokens of this trial: the runner's file, or `scale` times as many as told, in pieces drawn by the seed."""
     if Path(budget).is_file():
-        return np.fromfile(budget, dtype="<u2")
+        return read_tokens(Path(budget))
     number = re.fullmatch(r"(\d+(?:\.\d+)?)([kKmM]?)", budget)
     if number is None:
         raise ValueError(f"--budget {budget} is neither a file nor a number of tokens such as 205k")
-    count = int(float(number[1]) * {"": 1, "k": 1_000, "m": 1_000_000}[number[2].lower()])
-    tokens = np.memmap(data / "tokens.bin", dtype="<u2", mode="r")
+    count = scale * int(float(number[1]) * {"": 1, "k": 1_000, "m": 1_000_000}[number[2].lower()])
+    tokens = read_tokens(data / "tokens.bin")
     piece = min(256, len(tokens) - 1)
     starts = np.random.default_rng(seed).integers(0, len(tokens) - piece, size=-(-count // piece))
     return np.concatenate([tokens[:0], *(tokens[start : start + piece] for start in starts)])[:count]
+
+
+def read_tokens(path: Path) -> np.ndarray:
+    """A file of uint16 tokens, mapped; refused when empty or cut short in the middle of a token."""
+    size = path.stat().st_size
+    if size == 0 or size % 2:
+        raise ValueError(f"{path} holds {size} bytes: cut short; remove the prepared folder and prepare it again")
+    return np.memmap(path, dtype="<u2", mode="r")
 
 
 def batches(stream: np.ndarray, bos: int) -> list[tuple[Tensor, Tensor]]:
@@ -358,7 +369,7 @@ def losses(model: GPT, steps: list[tuple[Tensor, Tensor]]) -> Iterator[float]:
 def load(artifact_dir: str) -> Callable[[Tensor], Tensor]:
     """The trained model: tokens, int64 [B, T], to logits, float [B, T, V]. [b, t] predicts token t + 1 from 0..t."""
     state = torch.load(Path(artifact_dir) / "model.pt", weights_only=True)
-    model = GPT(vocab_size=state["head.weight"].size(0))
+    model = GPT(vocab_size=state["head.weight"].size(0), depth=state["mix_stream"].numel())
     model.load_state_dict(state)
 
     @torch.no_grad()
@@ -368,43 +379,135 @@ def load(artifact_dir: str) -> Callable[[Tensor], Tensor]:
     return predict
 
 
+def flops(model: GPT, tokens: int) -> float:
+    """Operations of training on `tokens`: 6 per weight of a matrix and token, and the causal half of attention."""
+    weights = sum(p.numel() for module in model.modules() if isinstance(module, nn.Linear) for p in module.parameters())
+    return tokens * (6.0 * weights + 6.0 * len(model.attention) * WIDTH * SEQ_LEN)
+
+
+def peak_flops(seconds: float = 0.1) -> float:
+    """Operations per second of a large matrix product in DTYPE on this core: what 100 % MFU means here."""
+    a, b = torch.ones(1024, 1024, dtype=DTYPE), torch.ones(1024, 1024, dtype=DTYPE)
+    torch.mm(a, b)  # the first one also sets up the kernel
+    started, products = time.process_time(), 0
+    while time.process_time() - started < seconds:
+        torch.mm(a, b)
+        products += 1
+    return products * 2.0 * 1024**3 / (time.process_time() - started)
+
+
+@torch.no_grad()
+def bits_per_byte(model: GPT, corpus: Path, window: int = 256, tokens: int = 65536) -> float:
+    """val_bpb of the first `tokens` validation tokens, as the swarm's scorer computes it."""
+    lengths = torch.from_numpy(np.load(corpus / "token_bytes.npy").astype(np.int64))
+    stream = torch.from_numpy(read_tokens(corpus / "val" / "tokens.bin")[: tokens + 1].astype(np.int64))
+    rows = (len(stream) - 1) // window
+    inputs, targets = stream[: rows * window].view(rows, window), stream[1 : rows * window + 1].view(rows, window)
+    nats = 0.0
+    for questions, answers in zip(inputs.split(16), targets.split(16), strict=True):
+        nats_each = F.cross_entropy(model(questions).float().flatten(0, 1), answers.flatten(), reduction="none")
+        nats += nats_each[lengths[answers.flatten()] > 0].double().sum().item()
+    return nats / math.log(2) / lengths[targets].sum().item()
+
+
+def prepared(data: Path | None) -> Path:
+    """The folder of training tokens: as told, or the default corpus, made by prepare.py when it is not there yet."""
+    if data is not None:
+        return data
+    here = Path(__file__).resolve().parent
+    corpus = here / ".cache" / "data"
+    if not (corpus / "manifest.json").is_file():
+        made = subprocess.run([sys.executable, str(here / "prepare.py"), "--out", str(corpus)], check=False)
+        if made.returncode:
+            raise ValueError(f"{corpus} is not there and could not be prepared")
+    return corpus / "train"
+
+
+def read_scale(text: str) -> tuple[int, int]:
+    """`depth=2` or `tokens=3`, as factors of depth and of tokens."""
+    what, _, factor = text.partition("=")
+    if what not in ("depth", "tokens") or not factor.isdecimal() or int(factor) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither depth=N nor tokens=N with a whole N, such as depth=2")
+    return (int(factor), 1) if what == "depth" else (1, int(factor))
+
+
+def read_arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="Train a small GPT on a fixed stream of tokens.")
+    parser.add_argument("--data", type=Path, help="folder with tokens.bin and meta.json; default: prepared beside this")
+    parser.add_argument("--out", type=Path, default=Path("out"), help="folder for the trained model; default: out")
+    parser.add_argument("--seed", type=int, default=0, help="decides initial weights, and the data if drawn here")
+    parser.add_argument("--budget", default="204.8k", help="the runner's token stream, or a count such as 205k")
+    parser.add_argument(
+        "--scale",
+        type=read_scale,
+        default=(1, 1),
+        metavar="depth=N|tokens=N",
+        help="N times the layers, or N times a --budget that is a count: does a gain survive at a larger scale?",
+    )
+    return parser.parse_args()
+
+
 def main() -> int:
     """Train, print what people like to see, leave `model.pt` in --out."""
-    parser = argparse.ArgumentParser(description="Train a small GPT on a fixed stream of tokens.")
-    parser.add_argument("--data", type=Path, required=True, help="folder with tokens.bin and meta.json: data/train")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the trained model")
-    parser.add_argument("--seed", type=int, required=True, help="decides initial weights, and the data if drawn here")
-    parser.add_argument("--budget", required=True, help="token stream written by the runner, or a count such as 205k")
-    arguments = parser.parse_args()
+    arguments = read_arguments()
     started = time.perf_counter()
     torch.set_num_threads(1)  # two threads are slower than one as soon as the machine has anything else to do
     torch.manual_seed(arguments.seed)
+    deeper, longer = arguments.scale
     try:
-        meta = json.loads((arguments.data / "meta.json").read_text())
-        steps = batches(read_stream(arguments.budget, arguments.data, arguments.seed), meta["bos"])
+        data = prepared(arguments.data)
+        meta = json.loads((data / "meta.json").read_text())
+        stream = read_stream(arguments.budget, data, arguments.seed, longer)
+        steps = batches(stream, meta["bos"])
+        if stream.max() >= meta["vocab_size"]:
+            raise ValueError(f"token {stream.max()} is outside the vocabulary of {meta['vocab_size']} in {data}")
     except (OSError, ValueError) as error:
         print(f"train: {error} (--data is the train folder that prepare.py makes)", file=sys.stderr)
         return 2
-    model = GPT(meta["vocab_size"])
+    try:
+        model = GPT(meta["vocab_size"], DEPTH * deeper)
+        return train(model, steps, arguments, data, started)
+    except RuntimeError as error:  # torch's word for a CPU that ran out of memory, and the base of a GPU's
+        if "memory" not in str(error):
+            raise
+        print(
+            f"train: out of memory: lower BATCH (now {BATCH}), SEQ_LEN ({SEQ_LEN}) or WIDTH ({WIDTH})", file=sys.stderr
+        )
+        return 1
+
+
+def train(
+    model: GPT, steps: list[tuple[Tensor, Tensor]], arguments: argparse.Namespace, data: Path, started: float
+) -> int:
+    """The run itself; 0, or 1 when the loss is no number any more."""
     millions = sum(p.numel() for p in model.parameters()) / 1e6
     print(f"{millions:.2f} M parameters, {len(steps)} steps of {SEQ_LEN * BATCH} tokens, {DTYPE_REASON}", flush=True)
 
-    recent = math.log(meta["vocab_size"])  # running mean over about 10 steps, from the loss of a blind guess
+    recent, before = math.log(model.vocab_size), time.process_time()  # the loss of a blind guess
     for step, loss in enumerate(losses(model, steps), start=1):
         if not math.isfinite(loss):
             print(f"train: loss is {loss} at step {step} of {len(steps)}", file=sys.stderr)
             return 1
-        recent = 0.9 * recent + 0.1 * loss
+        recent = 0.9 * recent + 0.1 * loss  # running mean over about 10 steps
         if step % 10 == 0 or step == len(steps):
             print(f"step {step}/{len(steps)} tokens {step * SEQ_LEN * BATCH} loss {recent:.3f}", flush=True)
+    training = time.process_time() - before
 
     arguments.out.mkdir(parents=True, exist_ok=True)
     torch.save(model.state_dict(), arguments.out / "model.pt")
+    tokens = len(steps) * SEQ_LEN * BATCH
+    operations = flops(model, tokens)
     print("---")
-    seconds, cpu_seconds = time.perf_counter() - started, time.process_time()
-    print(f"train_loss:       {recent:.6f}\ntrain_seconds:    {seconds:.1f}\ncpu_seconds:      {cpu_seconds:.1f}")
-    print(f"tokens:           {len(steps) * SEQ_LEN * BATCH}\nnum_steps:        {len(steps)}")
-    print(f"num_params_M:     {millions:.2f}\ndepth:            {DEPTH}")
+    if not Path(arguments.budget).is_file():  # by hand: a trial's time is for training
+        if (data.parent / "val").is_dir():
+            print(f"val_bpb:          {bits_per_byte(model, data.parent):.6f}")
+        print(f"mfu_percent:      {100 * operations / training / peak_flops():.1f}")
+    seconds = time.perf_counter() - started
+    print(f"train_loss:       {recent:.6f}\ntraining_seconds: {training:.1f}\ntotal_seconds:    {seconds:.1f}")
+    print(f"cpu_seconds:      {time.process_time():.1f}\ntokens_per_s:     {tokens / training:.0f}")
+    print(f"total_tokens_M:   {tokens / 1e6:.2f}\ntotal_tflops:     {operations / 1e12:.3f}")
+    print(f"num_steps:        {len(steps)}\nnum_params_M:     {millions:.2f}\ndepth:            {len(model.attention)}")
     return 0
 
 

@@ -23,6 +23,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from node import scoring
+
 BASELINE = Path(__file__).parents[1] / "baseline"
 QUESTION, ANSWER = 0x53574D51, 0x53574D41
 VOCAB = 1025
@@ -272,6 +274,99 @@ def test_what_goes_wrong_is_told_in_the_last_line(
     assert done.returncode == exit_code
     assert told in done.stderr.splitlines()[-1]
     assert not (tmp_path / "out").exists()
+
+
+def by_hand(out: Path, *arguments: object) -> dict[str, float]:
+    """What the summary block of a run says."""
+    done = run(BASELINE / "train.py", "--out", out, *arguments)
+    assert done.returncode == 0, done.stderr
+    block = done.stdout.split("\n---\n")[1]
+    return {name: float(value) for name, value in re.findall(r"(?m)^(\w+): +(\S+)$", block)}
+
+
+def test_a_run_by_hand_tells_the_score_that_the_swarm_would_give(corpus: Path, tmp_path: Path) -> None:
+    told = by_hand(tmp_path / "out", "--data", corpus / "train", "--budget", "8192")
+    questions = scoring.read_questions(corpus, "val", 256, 65536)
+    driver = Driver(BASELINE / "train.py", tmp_path / "out")
+    bits = text = 0.0
+    for inputs, targets in zip(*(np.split(x, 16) for x in (questions.inputs, questions.targets)), strict=True):
+        logits = driver.ask(inputs).reshape(targets.size, -1).copy()
+        tally = scoring.score_logits(logits, targets.ravel(), questions.token_bytes)
+        bits, text = bits + tally.bits, text + tally.bytes
+    assert driver.end()[0] == 0
+    assert told["val_bpb"] == pytest.approx(bits / text, abs=2e-6)
+    assert told["num_steps"] == 8
+    # Two layers of 4 and 8 x 64^2 weights, and the head; 6 operations per weight and token; causal attention itself.
+    weights = 24 * 64**2 + 64 * VOCAB
+    assert told["total_tflops"] == pytest.approx(8192 * (6 * weights + 6 * 2 * 64 * 128) / 1e12, abs=0.0006)
+    assert 0 < told["mfu_percent"] < 100
+
+
+def test_a_trial_is_not_shown_a_score(corpus: Path, stream: Path, tmp_path: Path) -> None:
+    assert "val_bpb" not in by_hand(tmp_path / "out", "--data", corpus / "train", "--budget", stream)
+
+
+def test_the_same_script_trains_deeper_and_longer(corpus: Path, tmp_path: Path) -> None:
+    hand = ("--data", corpus / "train", "--budget", "4096")
+    deep = by_hand(tmp_path / "deep", *hand, "--scale", "depth=2")
+    long = by_hand(tmp_path / "long", *hand, "--scale", "tokens=3")
+    assert (deep["depth"], deep["num_steps"]) == (4, 4)
+    assert (long["depth"], long["num_steps"]) == (2, 12)
+    module = load_file(BASELINE / "train.py", "candidate")
+    question = torch.from_numpy(windows(corpus, 1, 16).astype(np.int64))
+    assert module.load(str(tmp_path / "deep"))(question).shape == (1, 16, VOCAB)  # depth is read from the artifact
+
+
+@pytest.mark.parametrize("scale", ["width=2", "depth", "tokens=0", "depth=1.5"])
+def test_scale_that_means_nothing_is_refused(scale: str, tmp_path: Path) -> None:
+    done = run(BASELINE / "train.py", "--out", tmp_path / "out", "--scale", scale)
+    assert done.returncode == 2
+    assert "neither depth=N nor tokens=N" in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        ("odd", "holds 8191 bytes: cut short"),
+        ("empty", "holds 0 bytes: cut short"),
+        ("vocabulary", "is outside the vocabulary of 300"),
+    ],
+)
+def test_damaged_tokens_are_told_in_one_sentence(
+    damage: str, told: str, corpus: Path, stream: Path, tmp_path: Path
+) -> None:
+    data, budget = tmp_path / "train", tmp_path / "stream.bin"
+    data.mkdir()
+    (data / "meta.json").write_text(json.dumps({"vocab_size": 300 if damage == "vocabulary" else VOCAB, "bos": 299}))
+    raw = stream.read_bytes()
+    budget.write_bytes({"odd": raw[:-1], "empty": b"", "vocabulary": raw}[damage])
+    done = run(BASELINE / "train.py", "--data", data, "--out", tmp_path / "out", "--budget", budget)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert told in done.stderr
+
+
+def test_running_out_of_memory_names_what_to_lower(corpus: Path, stream: Path, tmp_path: Path) -> None:
+    code = tmp_path / "train.py"
+    source = (BASELINE / "train.py").read_text()
+    limit = "import resource\nresource.setrlimit(resource.RLIMIT_AS, (2**32, 2**32))\n"
+    code.write_text(
+        source.replace("MLP_RATIO = 4", "MLP_RATIO = 4000000").replace(
+            "import argparse\n", f"{limit}import argparse\n", 1
+        )
+    )
+    done = train(code, corpus, tmp_path / "out", 0, stream)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("train: out of memory: lower BATCH (now 8)")
+
+
+def test_a_trained_model_writes(artifact: Path, tmp_path: Path) -> None:
+    again = [run(BASELINE / "sample.py", "--artifact", artifact, "--tokens", 8, "--seed", 3) for _ in range(2)]
+    assert [done.returncode for done in again] == [0, 0]
+    assert again[0].stdout == again[1].stdout
+    assert again[0].stdout.startswith("def ") and len(again[0].stdout) > len("def \n")
+    nothing = run(BASELINE / "sample.py", "--artifact", tmp_path)
+    assert nothing.returncode == 2
+    assert "train first" in nothing.stderr.splitlines()[-1]
 
 
 # ---- score.py
