@@ -25,11 +25,13 @@ from coordinator.wording import (
     numbers,
     percent,
     platforms,
+    proxy,
     steps,
     table,
     words,
 )
 from swarm.history import Experiment, History, Pair, failure_of, score_of
+from swarm.proxy import proxy_health
 from swarm.records import Failure, Purpose, TrialFinished, Verdict
 
 REJECTED_SHOWN = 10
@@ -46,6 +48,7 @@ def report_md(history: History, *, notes: str = "", picture: str = "progress.png
         _final(history, line),
         _promotions(history, line),
         _why_none(history) if not line else _refuted(history),
+        _proxy(history),
         _trials(history),
         _costs(history),
         _unverified(history, line),
@@ -240,6 +243,17 @@ def _claim(history: History, experiment: Experiment) -> str:
     else:
         reason = "still undecided" + (" when the study ended" if history.finished else "")
     return f"experiment {experiment.number}, {change(experiment, 80)}: {reason}"
+
+
+def _proxy(history: History) -> str:
+    if not proxy_health(history).claims:
+        return ""
+    told = proxy(history)
+    limits = (
+        "Screening is one seed and chooses what is claimed, so its gains are inflated by luck. Only claims were "
+        "confirmed, so the correlation is an underestimate."
+    )
+    return f"## Does screening predict confirmation?\n\n{told[:1].upper()}{told[1:]}. {limits}"
 
 
 # --- counts, costs, limits -------------------------------------------------------------------------------

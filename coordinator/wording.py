@@ -15,6 +15,7 @@ from coordinator.quoting import inline
 from coordinator.reproduction import Noise
 from swarm.experiment import lines_changed
 from swarm.history import Experiment, History, Lines, Pair, failure_of, score_of
+from swarm.proxy import proxy_health
 from swarm.records import Platform, Promotion, Verdict
 
 SELF_REPORTED = "self-reported"
@@ -146,6 +147,17 @@ def duration(seconds: float) -> str:
 def count(number: int, noun: str) -> str:
     """1 node, 2 nodes."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def proxy(history: History) -> str:
+    """How well screening predicted confirmation, in one sentence."""
+    health, write = proxy_health(history), numbers(history)
+    gains = f"screened {write.gain(health.screened)}, confirmed {write.gain(health.confirmed)} on average"
+    told = f"{count(health.claims, 'claim')} confirmed or refuted: {gains}"
+    if health.rho is None:
+        return f"{told}; too few, or too alike, to rank"
+    alarm = "; screening does not predict confirmation here" if health.failing else ""
+    return f"{told}; rank correlation {health.rho:+.2f}{alarm}"
 
 
 def words(text: str, limit: int = 100) -> str:

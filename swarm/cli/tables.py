@@ -11,9 +11,10 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from coordinator.wording import Step, count, direction, duration, numbers, steps
+from coordinator.wording import Step, count, direction, duration, numbers, proxy, steps
 from swarm.cli.words import plain
 from swarm.history import Experiment, History, Pair, Status, failure_of, score_of
+from swarm.proxy import proxy_health
 from swarm.records import Failure, Measurement, TrialFinished, Verdict
 from swarm.source import describe_edit
 
@@ -55,6 +56,8 @@ def _answers(name: str, told: History) -> Iterator[tuple[str, str]]:
     yield "ideas", _ideas(told)
     yield "trials", _trials(told)
     yield "nodes", _nodes(told)
+    if proxy_health(told).claims:
+        yield "screening", proxy(told)
     yield "cost", _cost(told)
 
 
