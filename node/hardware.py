@@ -16,6 +16,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NamedTuple
 
+from node.sandbox.choice import best
+from node.sandbox.promises import promises
 from swarm.records import Platform
 from swarm.task import Task
 
@@ -161,7 +163,7 @@ def doctor(folder: Path = Path()) -> list[Check]:
         _at_least("memory", memory_mb(), MEMORY_MB, "MB", "close other programs, or set nodes.local = 1"),
         _at_least("cores", cores(), LEAST_CORES, "", "set nodes.local = 1: trials that share a core take longer"),
         _gpu(),
-        _sandbox(),
+        *_sandbox(),
         _secret("ANTHROPIC_API_KEY", "the `claude` proposer", "the `tuner` needs none"),
         _secret("GITHUB_TOKEN", "the `github` forge", "the `local` forge needs none"),
     ]
@@ -210,14 +212,23 @@ def _gpu() -> Check:
     return Check("gpu", True, detail, "")
 
 
-def _sandbox() -> Check:
-    if not sys.platform.startswith("linux"):
-        return Check(
-            "sandbox", False, "none: candidates run unprotected here", "use Linux or WSL2 for code you do not trust"
-        )
-    program = shutil.which("bwrap")
-    fix = "" if program else "install bubblewrap (apt install bubblewrap) before running code that you do not trust"
-    return Check("sandbox", program is not None, program or "bubblewrap not found", fix)
+def _sandbox() -> list[Check]:
+    """The best sandbox, and each of its promises as it held just now."""
+    chosen = best()
+    sandbox = chosen.make()
+    try:
+        held = promises(sandbox)
+    except OSError as error:
+        return [Check("sandbox", False, f"{sandbox.name}: {error}", "see docs/security.md")]
+    detail = f"{sandbox.name}, level {sandbox.level}: keeps {sum(held.values())} of {len(held)} promises"
+    fix = "" if all(held.values()) else chosen.lacks or "run only code that you trust; see docs/security.md"
+    return [
+        Check("sandbox", not fix, detail, fix),
+        *(
+            Check("promise", kept, promise if kept else f"NOT: {promise}", "" if kept else "needs walls")
+            for promise, kept in held.items()
+        ),
+    ]
 
 
 def _secret(name: str, needed_by: str, otherwise: str) -> Check:

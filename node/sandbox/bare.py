@@ -43,12 +43,27 @@ class Bare:
         Raises:
             OSError: no such program, or the machine could not start it.
         """
-        program = box.argv[0]
-        if not os.access(program, os.X_OK):
-            raise FileNotFoundError(f"{program} is not a program; give its absolute path")
-        environment = _environment(box)
-        process = Popen(
-            (sys.executable, "-I", "-S", LAUNCHER, str(os.getpid()), str(FILE_BYTES), str(OPEN_FILES), "--", *box.argv),
+        ours = {name: os.environ[name] for name in INHERITED if name in os.environ}
+        return self.launch(box, box.argv, {**ours, **private(box), **box.environment})
+
+    def launch(
+        self,
+        box: Box,
+        argv: tuple[str, ...],
+        environment: dict[str, str],
+        kind: type[Popen[bytes]] = Popen,
+        pass_fds: tuple[int, ...] = (),
+    ) -> Popen[bytes]:
+        """Start `argv`, for other sandboxes what builds their walls, as the first process of a box's tree.
+
+        Raises:
+            OSError: no such program, or the machine could not start it.
+        """
+        if not os.access(box.argv[0], os.X_OK):
+            raise FileNotFoundError(f"{box.argv[0]} is not a program; give its absolute path")
+        mark = environment.setdefault(MARK, uuid.uuid4().hex)
+        process = kind(
+            (sys.executable, "-I", "-S", LAUNCHER, str(os.getpid()), str(FILE_BYTES), str(OPEN_FILES), "--", *argv),
             stdin=PIPE if box.answers else DEVNULL,
             stdout=PIPE,
             stderr=PIPE if box.answers else STDOUT,
@@ -56,8 +71,9 @@ class Bare:
             cwd=box.scratch,
             env=environment,
             start_new_session=True,
+            pass_fds=pass_fds,
         )
-        self._marks[process] = environment[MARK]
+        self._marks[process] = mark
         return process
 
     def kill(self, process: Popen[bytes]) -> None:
@@ -79,8 +95,7 @@ class Bare:
             ) from error
 
 
-def _environment(box: Box) -> dict[str, str]:
-    ours = {name: os.environ[name] for name in INHERITED if name in os.environ}
+def private(box: Box) -> dict[str, str]:
+    """What every tree is told of itself: its scratch is its home."""
     scratch = str(box.scratch)
-    private = {"HOME": scratch, "TMPDIR": scratch, "USER": "trial", "LANG": "C.UTF-8", MARK: uuid.uuid4().hex}
-    return {**ours, **private, **box.environment}
+    return {"HOME": scratch, "TMPDIR": scratch, "USER": "trial", "LANG": "C.UTF-8"}

@@ -1,10 +1,33 @@
 """Which sandbox a node uses: the one the configuration names, or the best that this machine offers."""
 
-from node.sandbox import Sandbox
+import sys
+import tempfile
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+from node.sandbox import Box, Sandbox
+from node.sandbox.bare import Bare
+from node.sandbox.bwrap import Bwrap
 from swarm.errors import ConfigError
 from swarm.plugins import full_name, load_class
+from swarm.records import Limits
 
-SHORT_NAMES = {"auto": "node.sandbox.bare:Bare", "bare": "node.sandbox.bare:Bare"}
+AUTO = "auto"
+SHORT_NAMES = {
+    AUTO: "node.sandbox.bwrap:Bwrap",  # or less, where that does not start
+    "bwrap": "node.sandbox.bwrap:Bwrap",
+    "bare": "node.sandbox.bare:Bare",
+}
+PROBE_S = 20.0  # an empty box takes 0.1 s on an idle machine
+
+
+class Best(NamedTuple):
+    """The best sandbox of this machine, and why it is no better."""
+
+    make: Callable[[], Sandbox]
+    lacks: str  # empty when nothing is missing
 
 
 def check_name(use: str) -> None:
@@ -22,9 +45,41 @@ def choose_sandbox(use: str) -> Sandbox:
     Raises:
         ConfigError: no such sandbox, or it cannot be built.
     """
+    if use == AUTO:
+        return best().make()
     cls = load_class("sandbox", use, SHORT_NAMES)
     try:
         sandbox: Sandbox = cls()
     except (TypeError, ValueError) as error:
         raise ConfigError(f"sandbox {use!r} cannot be built: {error}; correct nodes.sandbox") from error
     return sandbox
+
+
+@cache
+def best() -> Best:
+    """The best sandbox that starts an empty box here. Tried once per process."""
+    if not sys.platform.startswith("linux"):
+        return Best(Bare, "walls need Linux; use Linux or WSL2")
+    try:
+        _try(Bwrap())
+    except (OSError, ValueError) as error:
+        return Best(Bare, str(error))
+    return Best(Bwrap, "")
+
+
+def _try(sandbox: Sandbox) -> None:
+    """Start an empty box.
+
+    Raises:
+        OSError: it does not start.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        argv = (sys.executable, "-I", "-S", "-c", "")
+        process = sandbox.start(Box(argv, (), Path(folder).resolve(), Limits(PROBE_S, PROBE_S)))
+        with process:
+            try:
+                code = process.wait(PROBE_S)
+            finally:
+                sandbox.kill(process)
+    if code != 0:
+        raise OSError(f"an empty box ended with code {code}")

@@ -1,0 +1,139 @@
+"""Which system calls a boxed process may not make, as a program for the kernel's filter (classic BPF).
+
+Owns the list and its compilation; pure, nothing is installed here. What is not listed is allowed: the namespaces are
+the wall, and this closes what they leave open: the kernel's large and young doors, and the ways to make new namespaces.
+The order of a rule is the kernel's: the first that returns decides.
+"""
+
+import errno
+import platform
+import struct
+from collections.abc import Iterator
+
+# struct seccomp_data: the call's number, the architecture, the instruction's address, six arguments of 8 bytes.
+NUMBER_AT, ARCHITECTURE_AT, ARGUMENT_AT = 0, 4, 16
+LOAD, EQUAL, AT_LEAST, ANY_BIT, RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
+ALLOW, KILL, ERRNO = 0x7FFF0000, 0x80000000, 0x00050000
+AF_UNIX = 1
+NEW_NAMESPACES = 0x7E020080  # CLONE_NEW{TIME,NS,CGROUP,UTS,IPC,USER,PID,NET}
+KEYSTROKES = (0x5412, 0x541C)  # TIOCSTI and TIOCLINUX type into somebody's terminal
+X32 = 0x40000000  # the same calls under other numbers
+
+ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
+NEVER = 0xFFFFFFFF  # a number that no call has
+# Numbers on x86_64 and aarch64.
+DENIED = {
+    # other processes
+    "ptrace": (101, 117),
+    "process_vm_readv": (310, 270),
+    "process_vm_writev": (311, 271),
+    "kcmp": (312, 272),
+    "pidfd_getfd": (438, 438),
+    # keys outlive a trial: nothing may be carried over
+    "add_key": (248, 217),
+    "request_key": (249, 218),
+    "keyctl": (250, 219),
+    # large surfaces that no training needs
+    "bpf": (321, 280),
+    "perf_event_open": (298, 241),
+    "userfaultfd": (323, 282),
+    "io_uring_setup": (425, 425),
+    "io_uring_enter": (426, 426),
+    "io_uring_register": (427, 427),
+    # mounts and namespaces
+    "mount": (165, 40),
+    "umount2": (166, 39),
+    "pivot_root": (155, 41),
+    "chroot": (161, 51),
+    "open_tree": (428, 428),
+    "move_mount": (429, 429),
+    "fsopen": (430, 430),
+    "fsconfig": (431, 431),
+    "fsmount": (432, 432),
+    "fspick": (433, 433),
+    "mount_setattr": (442, 442),
+    "unshare": (272, 97),
+    "setns": (308, 268),
+    "name_to_handle_at": (303, 264),
+    "open_by_handle_at": (304, 265),
+    "fanotify_init": (300, 262),
+    "fanotify_mark": (301, 263),
+    # the machine itself
+    "init_module": (175, 105),
+    "finit_module": (313, 273),
+    "delete_module": (176, 106),
+    "kexec_load": (246, 104),
+    "kexec_file_load": (320, 294),
+    "reboot": (169, 142),
+    "swapon": (167, 224),
+    "swapoff": (168, 225),
+    "acct": (163, 89),
+    "quotactl": (179, 60),
+    "quotactl_fd": (443, 443),
+    "syslog": (103, 116),
+    "sethostname": (170, 161),
+    "setdomainname": (171, 162),
+    "settimeofday": (164, 170),
+    "adjtimex": (159, 171),
+    "clock_settime": (227, 112),
+    "clock_adjtime": (305, 266),
+    "vhangup": (153, 58),
+    "iopl": (172, NEVER),
+    "ioperm": (173, NEVER),
+}
+CHECKED = {"clone": (56, 220), "clone3": (435, 435), "socket": (41, 198), "socketpair": (53, 199), "ioctl": (16, 29)}
+
+
+def seccomp_filter(machine: str = platform.machine()) -> bytes:
+    """The filter for a processor, ready for the kernel.
+
+    Raises:
+        ValueError: a processor whose numbers we do not know.
+    """
+    if machine not in ARCHITECTURES:
+        raise ValueError(f"no system call filter for {machine}; it knows {', '.join(ARCHITECTURES)}")
+    return b"".join(_program(machine))
+
+
+def _program(machine: str) -> Iterator[bytes]:
+    column = list(ARCHITECTURES).index(machine)
+    number = {name: numbers[column] for name, numbers in CHECKED.items()}
+    yield _step(LOAD, ARCHITECTURE_AT)
+    yield from _unless(EQUAL, ARCHITECTURES[machine], KILL)  # the 32-bit calls of the same kernel
+    yield _step(LOAD, NUMBER_AT)
+    if machine == "x86_64":
+        yield from _when(AT_LEAST, X32, _refuse(errno.ENOSYS))
+    for denied in DENIED.values():
+        yield from _when(EQUAL, denied[column], _refuse(errno.EPERM))
+    # Its flags lie behind a pointer, where no filter sees them; C libraries then fall back to clone.
+    yield from _when(EQUAL, number["clone3"], _refuse(errno.ENOSYS))
+    yield from _argument(number["clone"], 0, *_when(ANY_BIT, NEW_NAMESPACES, _refuse(errno.EPERM)))
+    for call in ("socket", "socketpair"):  # of any other family: vsock, netlink and raw ones know no network namespace
+        yield from _argument(number[call], 0, *_unless(EQUAL, AF_UNIX, _refuse(errno.EPERM)))
+    for request in KEYSTROKES:
+        yield from _argument(number["ioctl"], 1, *_when(EQUAL, request, _refuse(errno.EPERM)), end=False)
+        yield _step(LOAD, NUMBER_AT)
+    yield _step(RETURN, ALLOW)
+
+
+def _step(code: int, value: int, if_true: int = 0, if_false: int = 0) -> bytes:
+    return struct.pack("=HBBI", code, if_true, if_false, value)
+
+
+def _when(test: int, value: int, verdict: int) -> tuple[bytes, bytes]:
+    return _step(test, value, 0, 1), _step(RETURN, verdict)
+
+
+def _unless(test: int, value: int, verdict: int) -> tuple[bytes, bytes]:
+    return _step(test, value, 1, 0), _step(RETURN, verdict)
+
+
+def _argument(number: int, index: int, *steps: bytes, end: bool = True) -> Iterator[bytes]:
+    """Of one call, look at the low half of an argument; the kernel takes no more of these four."""
+    inner = (_step(LOAD, ARGUMENT_AT + 8 * index), *steps, *((_step(RETURN, ALLOW),) if end else ()))
+    yield _step(EQUAL, number, 0, len(inner))
+    yield from inner
+
+
+def _refuse(code: int) -> int:
+    return ERRNO | code

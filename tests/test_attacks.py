@@ -1,0 +1,206 @@
+"""Candidates that try to leave their box, one way each: every way is open at level 0, and closed behind walls.
+
+An attack prints `got it` when it worked. Each also runs in the bare sandbox, where it has to work: a test that cannot
+fail would prove nothing. None changes anything of the machine, also where it works.
+"""
+
+import os
+import select
+import socket
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from subprocess import Popen
+from typing import NamedTuple
+
+import pytest
+from test_sandbox import available
+from toy_task import HONEST, answers_task, spec_of, workshop_at
+
+from node.sandbox import Box, Sandbox
+from node.sandbox.bare import Bare
+from node.sandbox.bwrap import Bwrap
+from node.sandbox.promises import promises
+from node.sandbox.seccomp import seccomp_filter
+from node.trial import run_trial
+from swarm.records import Failure, Limits, Measurement
+
+LIMITS = Limits(cpu_s=20, wall_s=20)
+SECRET = "planted-secret"  # noqa: S105
+
+CALL = "import ctypes; libc = ctypes.CDLL(None, use_errno=True); n = ctypes.c_long\n"
+
+
+class Place(NamedTuple):
+    """What an attack may aim at, all of it of this test."""
+
+    secret: Path  # a file outside
+    code: Path  # a file that the box shows
+    port: int  # somebody listens there
+    unix: Path  # and there
+    victim: int  # a process outside
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[Place]:
+    (tmp_path / "scratch").mkdir()
+    (tmp_path / "shown").mkdir()
+    place = Place(tmp_path / "secret", tmp_path / "shown" / "code.py", 0, tmp_path / "socket", 0)
+    place.secret.write_text(SECRET)
+    place.code.write_text("pass\n")
+    victim = Popen((sys.executable, "-I", "-S", "-c", "import time; time.sleep(60)"), env={"KEY": SECRET})
+    with socket.create_server(("127.0.0.1", 0)) as tcp, socket.socket(socket.AF_UNIX) as unix, victim:
+        unix.bind(str(place.unix))
+        unix.listen()
+        yield place._replace(port=tcp.getsockname()[1], victim=victim.pid)
+        victim.kill()
+
+
+def got_it(sandbox: Sandbox, place: Place, attack: str) -> bool:
+    """Whether an attack worked, by its own word."""
+    names = {name: str(value) if isinstance(value, Path) else value for name, value in place._asdict().items()}
+    code = f"{''.join(f'{name} = {value!r}' + chr(10) for name, value in names.items())}{attack}\nprint('got it')\n"
+    scratch = place.secret.parent / "scratch"
+    process = sandbox.start(Box((sys.executable, "-c", code), (place.code.parent,), scratch, LIMITS))
+    with process:
+        assert process.stdout is not None
+        said = process.stdout.read().decode()
+        sandbox.kill(process)
+    assert "got it" in said or "Error" in said, said  # an attack that never ran proves nothing
+    return "got it" in said
+
+
+ATTACKS = {
+    "read a file outside": f"assert open(secret).read() == {SECRET!r}",
+    "read it through a link": f"import os; os.symlink(secret, 'l'); assert open('l').read() == {SECRET!r}",
+    "read it from an outsider's root": f"assert open(f'/proc/{{victim}}/root{{secret}}').read() == {SECRET!r}",
+    "see the folder of the tests": "import os; assert 'secret' in os.listdir(os.path.dirname(secret))",
+    "read the machine's accounts": "open('/etc/shadow').close()",
+    "list the machine's users": "import os, pwd; assert len(open('/etc/passwd').readlines()) > 1",
+    "write to shown code": "open(code, 'a').close()",
+    "make shown code writable": "import os; os.chmod(code, 0o666)",
+    "replace shown code": "import os; open('new', 'w').close(); os.replace('new', code)",
+    "write to Python": "import os; open(os.__file__, 'r+').close()",
+    "plant a sitecustomize": "import os; assert os.access(os.path.dirname(os.__file__), os.W_OK), OSError('Error')",
+    "write to kernel settings": "open('/proc/sys/kernel/core_pattern', 'r+').close()",
+    "call this machine": "import socket; socket.create_connection(('127.0.0.1', port), 2)",
+    "send a datagram": "import socket; socket.socket(2, 2).sendto(b'x', ('127.0.0.1', port))",
+    "call a unix socket": "import socket; socket.socket(1).connect(unix)",
+    "open a netlink socket": "import socket; socket.socket(16, 3, 0)",
+    "see another process": "import os; os.stat(f'/proc/{victim}/cmdline'); os.kill(victim, 0)",
+    "read its environment": f"assert {SECRET!r} in open(f'/proc/{{victim}}/environ').read()",
+    "lower its priority": "import os; os.setpriority(0, victim, 1)",
+    "trace a process": f"{CALL}assert libc.ptrace(n(0), n(0), n(0), n(0)) == 0, OSError('Error')",
+    "make a user namespace": "import os, ctypes\nassert ctypes.CDLL(None).unshare(0x10000000) == 0, OSError('Error')",
+    "read kernel keys": f"{CALL}import os\nnumber = {{'x86_64': 250, 'aarch64': 219}}[os.uname().machine]\n"
+    "assert libc.syscall(n(number), n(0), n(-3), n(1)) > 0, OSError('Error')",
+}
+ROOT_ONLY = {"read the machine's accounts", "write to kernel settings"}
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_walls_stop_what_level_0_does_not(name: str, place: Place) -> None:
+    if name in ROOT_ONLY and os.getuid() != 0:
+        pytest.skip("level 0 stops this, too, unless it runs as root")
+    assert got_it(Bare(), place, ATTACKS[name])
+    assert not got_it(available(Bwrap), place, ATTACKS[name])
+
+
+def test_every_promise_holds_behind_walls_and_level_0_makes_none() -> None:
+    walls = promises(available(Bwrap))
+    assert len(walls) == 14
+    assert all(walls.values()), walls
+    bare = promises(Bare())
+    assert set(bare) == set(walls)
+    assert not bare["no network"] and not bare["other files are hidden"] and not bare["the whole tree dies"]
+
+
+def test_the_node_does_not_show_its_environment_through_the_first_process(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GITHUB_TOKEN", SECRET)
+    attack = f"import glob\nassert any({SECRET!r} in open(p).read() for p in glob.glob('/proc/[0-9]*/environ'))"
+    assert not got_it(available(Bwrap), place, attack)
+
+
+def test_nothing_is_carried_over_from_box_to_box(place: Place) -> None:
+    leave = "import pathlib; [pathlib.Path(p, 'left').write_text('x') for p in ('/tmp', '/dev/shm')]"
+    find = "import pathlib; assert any(pathlib.Path(p, 'left').exists() for p in ('/tmp', '/dev/shm'))"
+    sandbox = available(Bwrap)
+    assert got_it(sandbox, place, leave)
+    assert got_it(sandbox, place, f"{leave}\n{find}")
+    assert not got_it(sandbox, place, find)
+
+
+def test_shared_folders_of_memory_have_a_limit(place: Place) -> None:
+    attack = (
+        "import os\nfor p in ('/tmp', '/dev/shm'):\n assert os.statvfs(p).f_blocks * os.statvfs(p).f_frsize > 2**30"
+    )
+    assert not got_it(available(Bwrap), place, attack)
+
+
+def test_a_daemon_without_parent_session_or_environment_dies(place: Place) -> None:
+    stray = "import os, sys\nif os.fork() == 0:\n os.setsid()\n if os.fork() == 0:\n"
+    stray += (
+        "  os.execve(sys.executable, (sys.executable, '-c', 'import time; time.sleep(3)'), {})\n os._exit(0)\nos.wait()"
+    )
+    alive = {}
+    for sandbox in (Bare(), available(Bwrap)):
+        scratch = place.secret.parent / "scratch"
+        process = sandbox.start(Box((sys.executable, "-c", stray), (), scratch, LIMITS))
+        with process:
+            process.wait(10)
+            sandbox.kill(process)
+            assert process.stdout is not None
+            alive[sandbox.name] = not select.select([process.stdout], [], [], 1)[0]
+    assert alive == {"bare": True, "bwrap": False}
+
+
+def test_a_folder_that_a_candidate_swapped_for_a_link_is_not_shown(place: Place) -> None:
+    link = place.secret.parent / "artifact"
+    link.symlink_to(place.secret.parent / "shown")
+    with pytest.raises(OSError, match="symbolic link"):
+        available(Bwrap).start(Box((sys.executable, "-c", ""), (link,), place.secret.parent / "scratch", LIMITS))
+
+
+def test_a_box_that_cannot_be_built_is_no_fault_of_the_candidate(place: Place) -> None:
+    missing = place.secret.parent / "missing"
+    with pytest.raises(OSError, match="missing"):
+        available(Bwrap).start(Box((sys.executable, "-c", ""), (missing,), place.secret.parent / "scratch", LIMITS))
+
+
+def test_a_processor_that_nobody_looked_at_gets_no_filter() -> None:
+    with pytest.raises(ValueError, match="riscv64"):
+        seccomp_filter("riscv64")
+
+
+def test_a_trial_scores_the_same_behind_walls(tmp_path: Path) -> None:
+    workshop = workshop_at(tmp_path, answers_task(tmp_path / "task"))
+    outcomes = []
+    for sandbox in (Bare(), available(Bwrap)):
+        outcomes.append(run_trial(spec_of(HONEST), workshop=replace(workshop, sandbox=sandbox)).outcome)
+    bare, walled = outcomes
+    assert isinstance(bare, Measurement) and isinstance(walled, Measurement), outcomes
+    assert (bare.score, bare.artifact) == (walled.score, walled.artifact)
+
+
+def test_cpu_time_is_counted_behind_walls(tmp_path: Path) -> None:
+    burn = "import time\nwhile time.process_time() < 0.4: pass\n"
+    train = f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', {burn!r}])\n{HONEST}"
+    workshop = replace(workshop_at(tmp_path, answers_task(tmp_path / "task")), sandbox=available(Bwrap))
+    outcome = run_trial(spec_of(train), workshop=workshop).outcome
+    assert isinstance(outcome, Measurement), outcome
+    assert 0.4 <= outcome.cpu_s < 2
+
+
+def test_a_secret_outside_cannot_be_put_into_the_artifact(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text(SECRET)
+    train = (
+        f"{HONEST}\n(Path(options['--out']) / 'stolen').write_bytes(open({str(tmp_path / 'secret')!r}, 'rb').read())"
+    )
+    workshop = workshop_at(tmp_path, answers_task(tmp_path / "task"))
+    assert isinstance(run_trial(spec_of(train), workshop=workshop).outcome, Measurement)
+    outcome = run_trial(spec_of(train), workshop=replace(workshop, sandbox=available(Bwrap))).outcome
+    assert isinstance(outcome, Failure)
+    assert (outcome.blame, "FileNotFoundError" in outcome.message) == ("candidate", True)
