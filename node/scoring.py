@@ -5,8 +5,8 @@ box of its own, with the artifact and nothing of the split) and only ever sends 
 probability, so nothing has to be normalised in good faith. Nothing that a candidate wrote is parsed here beyond a
 16-byte header and raw floats; the artifact is hashed, never opened as what it claims to be.
 
-NOT covered: predictions that looked at the future. The tokens that are sent are the targets, shifted by one; only an
-audit that never sends the future can tell, and it is not here.
+NOT covered here: predictions that looked at the future. The tokens that are sent are the targets, shifted by one; only
+an audit that never sends the future can tell (`audit.py`).
 """
 
 import os
@@ -14,7 +14,7 @@ import re
 import selectors
 import stat
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import sha256
@@ -47,6 +47,7 @@ class Questions:
 
     inputs: Tokens  # [rows, window]
     targets: Tokens  # [rows, window]; inputs, one token later
+    spare: Tokens  # [at most as many, window]; what follows the scored text in the split, itself never scored
     token_bytes: NDArray[np.int64]  # [vocabulary]; 0 for tokens that stand for no text, and are not scored
 
 
@@ -64,33 +65,39 @@ def read_questions(folder: Path, split: Split, window: int, tokens: int) -> Ques
     Raises:
         OSError: the prepared data is missing, damaged, or has fewer tokens than one row.
     """
-    stream = np.fromfile(folder / split / "tokens.bin", dtype="<u2", count=tokens + 1)
+    whole = np.fromfile(folder / split / "tokens.bin", dtype="<u2", count=2 * tokens + 1)
+    stream = whole[: tokens + 1]
     try:
         token_bytes = np.load(folder / "token_bytes.npy", allow_pickle=False).astype(np.int64)
     except ValueError as error:
         raise OSError(f"{folder / 'token_bytes.npy'} is damaged; prepare the data again") from error
     rows = (len(stream) - 1) // window
-    if rows < 1 or stream.max() >= len(token_bytes):
+    if rows < 1 or whole.max() >= len(token_bytes):
         raise OSError(f"{folder}: the {split} split is damaged or too small; remove the folder and prepare it again")
     used = rows * window
-    return Questions(stream[:used].reshape(rows, window), stream[1 : used + 1].reshape(rows, window), token_bytes)
+    rest = whole[used + 1 :]  # the token before it is a target
+    spare = rest[: len(rest) // window * window].reshape(-1, window)
+    return Questions(
+        stream[:used].reshape(rows, window), stream[1 : used + 1].reshape(rows, window), spare, token_bytes
+    )
 
 
 # --- answers ---------------------------------------------------------------------------------------------
 
 
-def bits_per_byte(watch: Watch, questions: Questions) -> float:
-    """Ask a running `score.py` about every window and score its answers.
+def bits_per_byte(watch: Watch, questions: Questions, keep: Callable[[Logits], None] = lambda logits: None) -> float:
+    """Ask a running `score.py` about every window and score its answers; `keep` sees them first, in their order.
 
     Raises:
         TrialFailed: it ended, hung, answered something else than it was asked, or its predictions are not finite.
     """
     bits, text = 0.0, 0
     for inputs, targets in _frames(questions):
-        logits = _ask(watch, inputs, len(questions.token_bytes))
+        logits = ask(watch, inputs, len(questions.token_bytes))
+        keep(logits)
         tally = score_logits(logits.reshape(targets.size, -1), targets.ravel(), questions.token_bytes)
         bits, text = bits + tally.bits, text + tally.bytes
-    _send(watch, QUESTION_HEADER.pack(QUESTION, 0, 0))
+    finish(watch)
     if not text:
         raise OSError("the scored tokens stand for no text; prepare the data again")
     return bits / text
@@ -121,12 +128,22 @@ def score_logits(logits: Logits, targets: Tokens, token_bytes: NDArray[np.int64]
 
 def _frames(questions: Questions) -> Iterator[tuple[Tokens, Tokens]]:
     window, vocabulary = questions.inputs.shape[1], len(questions.token_bytes)
-    rows = max(1, min(ROWS, FRAME_BYTES // (4 * window * vocabulary)))
+    rows = frame_rows(window, vocabulary)
     for start in range(0, len(questions.inputs), rows):
         yield questions.inputs[start : start + rows], questions.targets[start : start + rows]
 
 
-def _ask(watch: Watch, inputs: Tokens, vocabulary: int) -> Logits:
+def frame_rows(window: int, vocabulary: int) -> int:
+    """How many windows are asked about at once."""
+    return max(1, min(ROWS, FRAME_BYTES // (4 * window * vocabulary)))
+
+
+def ask(watch: Watch, inputs: Tokens, vocabulary: int) -> Logits:
+    """One frame: logits [rows, window, vocabulary] for windows of tokens.
+
+    Raises:
+        TrialFailed: it ended, hung, or answered something else than it was asked.
+    """
     rows, window = inputs.shape
     _send(watch, QUESTION_HEADER.pack(QUESTION, rows, window) + inputs.astype("<u2").tobytes())
     header = bytearray(ANSWER_HEADER.size)
@@ -139,6 +156,11 @@ def _ask(watch: Watch, inputs: Tokens, vocabulary: int) -> Logits:
     logits: Logits = np.empty(shape, dtype=np.dtype("<f4"))
     _receive(watch, logits.data.cast("B"))
     return logits
+
+
+def finish(watch: Watch) -> None:
+    """Tell it that no question follows."""
+    _send(watch, QUESTION_HEADER.pack(QUESTION, 0, 0))
 
 
 def _send(watch: Watch, data: bytes) -> None:

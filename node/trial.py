@@ -1,8 +1,8 @@
 """One Trial, from files and a seed to an outcome.
 
-Owns the order of things: a fresh scratch, the token stream, training in one box, scoring in another, and nothing
-left behind. It decides who is to blame when something goes wrong. It does not know why the Trial is made, what it is
-compared with, or who asked.
+Owns the order of things: a fresh scratch, the token stream, training in one box, scoring in another, the audit of its
+answers in a third, and nothing left behind. It decides who is to blame when something goes wrong. It does not know why
+the Trial is made (only whether anything will rest on its score), what it is compared with, or who asked.
 
 At isolation level 0 the folders below are a convention that a candidate may break; the sandbox makes them walls.
 """
@@ -10,6 +10,7 @@ At isolation level 0 the folders below are a convention that a candidate may bre
 import errno
 import fcntl
 import os
+import secrets
 import shutil
 import tempfile
 import threading
@@ -19,13 +20,16 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
+from node.audit import Audit
 from node.data import Data, write_stream
 from node.processes import MARK, kill_marked
 from node.sandbox import Box, Sandbox
 from node.scoring import Split, bits_per_byte, hash_artifact, printed_score, read_questions
 from node.watch import Phase, TrialFailed, Watch, check_exit, running
 from swarm.errors import TaskError
-from swarm.records import Failure, Measurement, Outcome, TrialSpec
+from swarm.records import Failure, Measurement, Outcome, Purpose, TrialSpec
 from swarm.task import Task, bundle, command, editable_only, read_frozen, unbundle
 
 PREFIX = "trial-"
@@ -36,6 +40,8 @@ MALLOC = {
     "MALLOC_TRIM_THRESHOLD_": "1000000000",
     "MALLOC_TOP_PAD_": "67108864",
 }
+# A screening is evidence of nothing: it saves the price of the audit. Every run that decides about a claim pays it.
+NOT_AUDITED: frozenset[Purpose] = frozenset({"reference", "screen"})
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
 
@@ -126,7 +132,7 @@ class _Trial:
             raise TrialFailed("candidate", "rule", str(error)) from error
         if task.has_data and data is None:
             raise OSError(f"the Task {task.name} needs prepared data; this node has none")
-        for name in ("box", "box/out", "answers"):
+        for name in ("box", "box/out", "answers", "audit"):
             (home / name).mkdir()
         frozen = read_frozen(self.workshop.folder, task)
         # A script that reads its neighbours by relative paths finds them: its folder is its working directory.
@@ -173,26 +179,49 @@ class _Trial:
         artifact = home / "artifact"
         (home / "box" / "out").rename(artifact)  # out of the reach of paths that training knew
         identity = hash_artifact(artifact)
-        score = printed_score(train.log.text, task.pattern) if task.score == "printed" else self._ask(home, identity)
+        printed = task.score == "printed"
+        score = printed_score(train.log.text, task.pattern) if printed else self._ask(home, identity)
         return Measurement(
             score=score,
             cpu_s=train.cpu_s,
             peak_memory_mb=train.peak_memory_mb,
             scoring_s=self.workshop.monotonic() - started,
             artifact=identity,
-            self_reported=task.score == "printed",
+            self_reported=printed,
+            audited=not printed and self._audited,
         )
 
     def _ask(self, home: Path, identity: str) -> float:
-        task, data, code = self.workshop.task, self.workshop.data, self._code(home)
+        task, data = self.workshop.task, self.workshop.data
         if not identity:
             raise TrialFailed("candidate", "rule", "training ended well but left no file in its --out folder")
         assert data is not None, f"{task.name} has data: _lay_out made sure"
         questions = read_questions(data.folder, self.split, task.window, task.val_tokens)
+        if not self._audited:
+            with self._answering(home, "answers") as watch:
+                return bits_per_byte(watch, questions)
+        # Not from the seed: a candidate knows that one.
+        audit = Audit(questions, np.random.default_rng(secrets.randbits(128)))
+        with self._answering(home, "answers") as watch:
+            score = bits_per_byte(watch, questions, audit.keep)
+        if hash_artifact(home / "artifact") != identity:
+            raise TrialFailed("candidate", "rule", "changed its artifact while it was scored")
+        with self._answering(home, "audit") as watch:
+            audit.ask_again(watch)
+        return score
+
+    @property
+    def _audited(self) -> bool:
+        return self.spec.purpose not in NOT_AUDITED
+
+    @contextmanager
+    def _answering(self, home: Path, scratch: str) -> Iterator[Watch]:
+        """A new process that answers from the artifact, and sees nothing of what others answered."""
+        task, code = self.workshop.task, self._code(home)
         argv = command(task.commands.score, code, {"code": code / task.train_script, "artifact": home / "artifact"})
-        box = self._box(argv, (code, home / "artifact"), home / "answers", home, answers=True)
+        box = self._box(argv, (code, home / "artifact"), home / scratch, home, answers=True)
         with self._running(box, "score", home) as watch:
-            return bits_per_byte(watch, questions)
+            yield watch
 
     def _box(
         self, argv: tuple[str, ...], readable: tuple[Path, ...], scratch: Path, home: Path, answers: bool = False

@@ -119,6 +119,7 @@ class Measurement:
     scoring_s: float
     artifact: str  # sha256 of what was scored
     self_reported: bool = False  # the task says `score = "printed"`: the candidate's own word
+    audited: bool = False  # asked again with another future, it answered the same
     kind: Literal["measurement"] = "measurement"
 
 

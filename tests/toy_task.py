@@ -34,7 +34,7 @@ print("val_bpb: 1.25")
 print("peak_vram_mb: 0")
 """
 
-_ASKED = """
+ASKED = """
 import math, struct, sys, time
 questions, answers = sys.stdin.buffer, sys.stdout.buffer
 V = 5
@@ -51,22 +51,22 @@ while True:
     if rows == 0:
         break
 """
-UNIFORM = _ASKED + "    answer(rows, window, [0.0] * (len(tokens) * V))\n"
+UNIFORM = ASKED + "    answer(rows, window, [0.0] * (len(tokens) * V))\n"
 # Odds of 3 for the next token being this one plus 1: the probability then is 3/7, else 1/7.
-FAVOURS_NEXT = _ASKED + (
+FAVOURS_NEXT = ASKED + (
     "    answer(rows, window, [math.log(3) if v == (t + 1) % V else 0.0 for t in tokens for v in range(V)])\n"
 )
-WRONG_SHAPE = _ASKED + "    answer(rows, window - 1, [0.0] * (rows * (window - 1) * V))\n"
-WRONG_VOCABULARY = _ASKED + "    answer(rows, window, [0.0] * (len(tokens) * 4), vocabulary=4)\n"
-WRONG_MAGIC = _ASKED + "    answer(rows, window, [0.0] * (len(tokens) * V), magic=7)\n"
-NOT_FINITE = _ASKED + "    answer(rows, window, [0.0] * (len(tokens) * V - 1) + [math.nan])\n"
-INFINITE = _ASKED + "    answer(rows, window, [0.0] * (len(tokens) * V - 1) + [-math.inf])\n"
-HUGE = _ASKED + "    answer(rows, window, [3e38, -3e38, 0.0, 0.0, 0.0] * len(tokens))\n"
-ENDS_EARLY = _ASKED + (
+WRONG_SHAPE = ASKED + "    answer(rows, window - 1, [0.0] * (rows * (window - 1) * V))\n"
+WRONG_VOCABULARY = ASKED + "    answer(rows, window, [0.0] * (len(tokens) * 4), vocabulary=4)\n"
+WRONG_MAGIC = ASKED + "    answer(rows, window, [0.0] * (len(tokens) * V), magic=7)\n"
+NOT_FINITE = ASKED + "    answer(rows, window, [0.0] * (len(tokens) * V - 1) + [math.nan])\n"
+INFINITE = ASKED + "    answer(rows, window, [0.0] * (len(tokens) * V - 1) + [-math.inf])\n"
+HUGE = ASKED + "    answer(rows, window, [3e38, -3e38, 0.0, 0.0, 0.0] * len(tokens))\n"
+ENDS_EARLY = ASKED + (
     "    answers.write(struct.pack('<IIII', 0x53574D41, rows, window, V) + bytes(10)); answers.flush()\n"
     "    sys.exit('weights are damaged')\n"
 )
-NEVER_ANSWERS = _ASKED + "    time.sleep(60)\n"
+NEVER_ANSWERS = ASKED + "    time.sleep(60)\n"
 NEVER_READS = "import time\ntime.sleep(60)\n"
 
 TASK = """

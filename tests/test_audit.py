@@ -1,0 +1,182 @@
+"""The causal audit: cheats that a score alone rewards are refused, honest candidates never."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import toy_task as toy
+
+from node.data import prepare_data
+from node.sandbox.bare import Bare
+from node.trial import Workshop, run_trial
+from swarm.records import Failure, Measurement, Outcome, Purpose
+from swarm.task import bundle, load_task, unbundle
+
+BASELINE = Path(__file__).parents[1] / "baseline"
+AUDITED: tuple[Purpose, ...] = ("calibrate", "confirm", "final", "reproduce")
+
+
+def outcome_of(tmp_path: Path, score: str, purpose: Purpose) -> Outcome:
+    folder = tmp_path / "task"
+    workshop = toy.workshop_at(tmp_path, folder if folder.exists() else toy.answers_task(folder, score))
+    return run_trial(replace(toy.spec_of(toy.HONEST), purpose=purpose), workshop=workshop).outcome
+
+
+# --- who is audited ---
+
+
+@pytest.mark.parametrize("score", [toy.UNIFORM, toy.FAVOURS_NEXT])
+@pytest.mark.parametrize("purpose", AUDITED)
+def test_an_honest_candidate_passes_and_its_score_stays(tmp_path: Path, score: str, purpose: Purpose) -> None:
+    audited = outcome_of(tmp_path, score, purpose)
+    screened = outcome_of(tmp_path / "again", score, "screen")
+    assert isinstance(audited, Measurement) and isinstance(screened, Measurement), audited
+    assert (audited.audited, screened.audited) == (True, False)
+    assert audited.score == screened.score
+
+
+def test_a_split_with_nothing_to_replace_is_no_fault_of_the_candidate(tmp_path: Path) -> None:
+    workshop = toy.workshop_at(tmp_path, toy.answers_task(tmp_path / "task"))
+    assert workshop.data is not None
+    tokens = workshop.data.folder / "val" / "tokens.bin"
+    tokens.write_bytes(tokens.read_bytes()[: 2 * (toy.VAL_TOKENS + toy.WINDOW)])  # one token less than a window
+    outcome = run_trial(replace(toy.spec_of(toy.HONEST), purpose="confirm"), workshop=workshop).outcome
+    assert isinstance(outcome, Failure)
+    assert outcome.blame == "machinery"
+    assert "lower val_tokens" in outcome.message
+
+
+# --- cheats, each on top of the same model: odds of 3 for the next token being this one plus 1 ---
+
+_CHEAT = (
+    toy.ASKED.replace(
+        "while True:", "import os\nfrom collections import Counter\ncalls, seen = 0, Counter()\nwhile True:"
+    )
+    + """
+    logits = [[math.log(3) if v == (t + 1) % V else 0.0 for v in range(V)] for t in tokens]
+    places = [i for i in range(len(tokens) - 1) if (i + 1) % window]  # whose next token was sent, too
+    def peek(places, weight=9.0):
+        for i in places:
+            logits[i][tokens[i + 1]] += weight
+{cheat}
+    calls += 1
+    answer(rows, window, [logit for row in logits for logit in row])
+"""
+)
+CHEATS: Mapping[str, str] = {
+    "copies the next token": "peek(places)",
+    "leaks a millionth": "peek(places, 1e-6)",
+    "leaks at every second place": "peek([i for i in places if i % 2])",
+    "leaks in later windows only": "peek(places if calls >= 2 else [])",
+    "leaks in every second window of a batch": "peek([i for i in places if i // window % 2])",
+    "leaks by chance": "peek([i for i in places if os.urandom(1)[0] < 128])",
+    "looks two tokens ahead": (  # the stream is made of squares: its second difference is 2
+        "for i in places[:-1]:\n"
+        "        if (i + 2) % window > 1: logits[i][3 * (tokens[i] + tokens[i + 2] - 2) % V] += 2.0"
+    ),
+    "learns from the windows before": (
+        "for i, t in enumerate(tokens):\n"
+        "        for v in range(V): logits[i][v] += math.log(1 + seen[t, v])\n"
+        "    seen.update(zip(tokens, tokens[1:]))"
+    ),
+    "takes statistics over the batch": (
+        "seen = Counter(zip(tokens, tokens[1:]))\n"
+        "    for i, t in enumerate(tokens):\n"
+        "        for v in range(V): logits[i][v] += math.log(1 + seen[t, v])"
+    ),
+    "remembers what followed": (
+        "for i in range(2, len(tokens)):\n"
+        "        for v in range(V): logits[i][v] += seen[tokens[i - 2], tokens[i - 1], tokens[i], v]\n"
+        "    seen.update(zip(tokens, tokens[1:], tokens[2:], tokens[3:]))"
+    ),
+    "knows the order of the questions": (
+        "for i in range(len(tokens)):\n"
+        "        n = calls * 16 * window + i + 1\n"
+        "        logits[i][(2 + n * n + n // 7) % V] += 9.0"
+    ),
+}
+
+
+@pytest.mark.parametrize("cheat", CHEATS.values(), ids=CHEATS.keys())
+def test_a_cheat_scores_well_and_is_refused(tmp_path: Path, cheat: str) -> None:
+    script = _CHEAT.replace("{cheat}", "    " + cheat)
+    honest = outcome_of(tmp_path / "honest", _CHEAT.replace("{cheat}", ""), "confirm")
+    believed = outcome_of(tmp_path, script, "screen")
+    refused = outcome_of(tmp_path / "again", script, "confirm")
+    assert isinstance(honest, Measurement) and isinstance(believed, Measurement), believed
+    assert believed.score < honest.score
+    assert isinstance(refused, Failure), refused
+    assert (refused.blame, refused.reason) == ("candidate", "rule")
+    assert re.match(r"audit: in window \d+ its predictions from the first [1-7] tokens changed, ", refused.message)
+
+
+def test_an_artifact_that_changes_while_it_is_scored_is_refused(tmp_path: Path) -> None:
+    notes = "import pathlib; pathlib.Path(sys.argv[sys.argv.index('--artifact') + 1], 'notes').write_text(str(tokens))"
+    refused = outcome_of(tmp_path, _CHEAT.replace("{cheat}", "    " + notes), "confirm")
+    assert isinstance(refused, Failure), refused
+    assert (refused.blame, refused.reason) == ("candidate", "rule")
+    assert "changed its artifact" in refused.message
+
+
+# --- the shipped model, and torch's own arithmetic ---
+
+
+@pytest.fixture(scope="module")
+def shipped(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
+    """The shipped task, made small: 8 steps of training, 40 windows scored, the last frame of 8."""
+    root = tmp_path_factory.mktemp("shipped")
+    unbundle(bundle(BASELINE), root / "task")
+    small = {"tokens = 204800": "tokens = 8192", "val_tokens = 65536": "val_tokens = 10240"}
+    text = (root / "task" / "task.toml").read_text()
+    for old, new in small.items():
+        assert old in text
+        text = text.replace(old, new)
+    (root / "task" / "task.toml").write_text(text)
+    task = load_task(root / "task")
+    return Workshop(task, root / "task", prepare_data(task, root / "task", "", root), Bare(), root / "scratch")
+
+
+def shipped_outcome(shipped: Workshop, purpose: Purpose, seed: int, *edits: tuple[str, str]) -> Outcome:
+    text = (BASELINE / "train.py").read_text()
+    for old, new in edits:
+        assert old in text
+        text = text.replace(old, new)
+    spec = replace(toy.spec_of(text, seed=seed, cpu_s=60, wall_s=120), purpose=purpose)
+    return run_trial(spec, workshop=shipped).outcome
+
+
+FP32 = ("DTYPE, DTYPE_REASON = pick_dtype()", 'DTYPE, DTYPE_REASON = torch.float32, "chosen"')
+BF16 = ("DTYPE, DTYPE_REASON = pick_dtype()", 'DTYPE, DTYPE_REASON = torch.bfloat16, "chosen"')
+SMEAR, BIGRAM = ("SMEAR = False", "SMEAR = True"), ("BIGRAM = False", "BIGRAM = True")
+ALIBI, WIDER = ("ALIBI = False", "ALIBI = True"), ("WIDTH = 64 ", "WIDTH = 96 ")
+
+
+@pytest.mark.parametrize("edits", [(BF16,), (FP32, WIDER), (BF16, SMEAR, BIGRAM), (FP32, ALIBI)])
+def test_honest_models_agree_with_themselves_bit_for_bit(shipped: Workshop, edits: tuple[tuple[str, str], ...]) -> None:
+    outcome = shipped_outcome(shipped, "confirm", len(edits), *edits)
+    assert isinstance(outcome, Measurement), outcome
+    assert outcome.audited
+
+
+LEAK = """
+honest_load = load
+def load(artifact_dir):
+    honest = honest_load(artifact_dir)
+    def predict(tokens):
+        logits = honest(tokens)
+        return logits[:, :-1].scatter_add_(2, tokens[:, 1:, None], torch.full((*tokens.shape,), {weight})[:, 1:, None])
+    return lambda tokens: torch.cat((predict(tokens), honest(tokens)[:, -1:]), 1)
+"""
+
+
+@pytest.mark.parametrize("weight", [1e-6, 10.0])
+def test_a_leak_in_torch_is_refused_however_small(shipped: Workshop, weight: float) -> None:
+    leak = ("def main()", LEAK.replace("{weight}", str(weight)) + "\n\ndef main()")
+    honest, believed = shipped_outcome(shipped, "screen", 0), shipped_outcome(shipped, "screen", 0, leak)
+    assert isinstance(honest, Measurement) and isinstance(believed, Measurement), believed
+    assert believed.score < honest.score
+    refused = shipped_outcome(shipped, "confirm", 0, leak)
+    assert isinstance(refused, Failure) and refused.reason == "rule", refused
+    assert refused.message.startswith("audit: in window")
