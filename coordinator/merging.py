@@ -1,11 +1,13 @@
 """What to do with an accepted idea when the champion has moved: carry it over and measure the very tree that will land.
 
-Pure. The syntax-aware three-way merge itself is `swarm.source`; here stands what its result means for a Claim.
+Pure. The syntax-aware three-way merge itself is `swarm.merge`; here stands what its result means for a Claim.
 """
 
-from swarm.errors import ProposalError
+from swarm.merge import Clash, MergeConflict, merge_files
 from swarm.records import Carried, Files, candidate_id
-from swarm.source import MergeConflict, merge_files
+
+CLASHES_TOLD = 3  # of one conflict; a verdict's reason is shown to 200-300 characters
+SIDE_CHARS = 60  # of each side: a constant's whole line, the first changed line of a function
 
 
 def carry(experiment: str, base: Files, idea: Files, champion: Files, onto: str, now: float) -> Carried | str:
@@ -16,10 +18,27 @@ def carry(experiment: str, base: Files, idea: Files, champion: Files, onto: str,
     try:
         merged = merge_files(base, idea, champion)
     except MergeConflict as conflict:
-        return f"in conflict with the moved champion: {conflict}; its author is asked to port it"
-    except ProposalError as error:
-        return f"carried onto the moved champion it does not parse: {error}"
+        return f"in conflict with the moved champion: {_told(conflict.clashes)}; its author is asked to port it"
     candidate = candidate_id(merged)
     if candidate == onto:
         return "the moved champion already contains this idea"
     return Carried(experiment=experiment, candidate=candidate, onto=onto, files=merged, at=now)
+
+
+def _told(clashes: tuple[Clash, ...]) -> str:
+    parts = [
+        f"both changed {clash.name} (idea: {_change(clash.base, clash.ours)}; "
+        f"champion: {_change(clash.base, clash.theirs)})"
+        for clash in clashes[:CLASHES_TOLD]
+    ]
+    more = len(clashes) - len(parts)
+    return ", ".join(parts) + (f" and {more} more" if more else "")
+
+
+def _change(base: str, side: str) -> str:
+    """The first line that a side wrote into a unit."""
+    if not side:
+        return "removed"
+    known = {line.strip() for line in base.splitlines()}
+    new = next((line.strip() for line in side.splitlines() if line.strip() not in known), "lines removed")
+    return new if len(new) <= SIDE_CHARS else new[: SIDE_CHARS - 1] + "…"

@@ -15,6 +15,7 @@ from pydantic import ConfigDict
 
 from node.trial import TrialRun
 from swarm.errors import ProposalError
+from swarm.merge import MergeConflict, merge_files
 from swarm.records import (
     STRICT,
     Admission,
@@ -35,7 +36,7 @@ from swarm.records import (
     candidate_id,
     digest,
 )
-from swarm.source import MergeConflict, idea_hash, merge_files
+from swarm.source import idea_hash
 
 AHEAD = 2  # proposals kept ready: one runs next, one covers a refusal
 MAX_ATTEMPTS = 3  # of a trial that the machinery disturbed

@@ -291,7 +291,8 @@ def test_a_claim_in_conflict_with_the_moved_champion_is_closed() -> None:
     desk.claim("bee", rival)
     desk.confirm({candidate_id(A1): 1.5, candidate_id(rival.files): 1.5})
     assert len(desk.state.promotions) == 1
-    assert "conflict" in verdicts(desk)[-1].reason
+    reason = verdicts(desk)[-1].reason
+    assert "both changed train.py:A (idea: A = 2; champion: A = 1)" in reason, "both sides, by name"
     assert not desk.state.open_claims and not desk.state.accepted
 
 

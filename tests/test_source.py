@@ -1,6 +1,5 @@
-"""Source text: constants survive a rewrite, edits join or conflict, ideas are recognised whatever their layout."""
+"""Source text: constants survive a rewrite, ideas are recognised whatever their layout."""
 
-import ast
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from hypothesis import strategies as st
 
 from swarm.constants import Constant, Value, constants, rewrite, rounded
 from swarm.errors import ProposalError
-from swarm.source import MergeConflict, describe_edit, idea_hash, lines_changed, merge, merge_files
+from swarm.source import describe_edit, idea_hash, lines_changed
 
 BASELINE = (Path(__file__).parent.parent / "baseline" / "train.py").read_text(encoding="utf-8")
 SCRIPT = '''\
@@ -193,91 +192,6 @@ def test_the_idea_covers_every_file_and_its_name() -> None:
 def test_a_file_that_does_not_parse_is_refused(text: str) -> None:
     with pytest.raises(ProposalError, match="train.py, line"):
         idea_hash({"train.py": text})
-
-
-# --- merge -----------------------------------------------------------------------------------------------
-
-EDITS = {  # edits of disjoint units: any two of them join
-    "rate": ("1e-3", "2e-3"),
-    "depth": ("= 2 ", "= 3 "),
-    "method": ("return 1", "return 11"),
-    "property": ("return 2", "return 22"),
-    "attribute": ("width = 4", "width = 4\n    height = 5"),
-    "function": ("math.pi", "math.e"),
-    "removed": ("USE_BIAS = False\n", ""),
-    "new constant": ("ACT =", "NEW = 1\nACT ="),
-    "new function": ("def train", "def helper():\n    return 0\n\n\ndef train"),
-    "new method": ("    # The second.", "    def three(self):\n        return 3\n\n    # The second."),
-    "import": ("import math\n", "import math\nimport os\n"),
-    "last": ("    train()\n", "    train()\n\n\ndef after():\n    return 9"),
-}
-
-
-def edited(*names: str) -> str:
-    text = SCRIPT
-    for name in names:
-        assert EDITS[name][0] in text
-        text = text.replace(*EDITS[name])
-    return text
-
-
-@given(ours=st.sampled_from(sorted(EDITS)), theirs=st.sampled_from(sorted(EDITS)))
-@settings(deadline=None)
-def test_disjoint_edits_join(ours: str, theirs: str) -> None:
-    both = (ours,) if ours == theirs else (ours, theirs)
-    merged = merge(SCRIPT, edited(ours), edited(theirs))
-    assert merged == merge(SCRIPT, edited(ours), merged)
-    assert merged.rstrip() == edited(*both).rstrip()
-
-
-@given(names=st.sets(st.sampled_from(sorted(EDITS))))
-@settings(deadline=None)
-def test_an_edit_of_one_side_is_kept_byte_for_byte(names: set[str]) -> None:
-    side = edited(*sorted(names)) + "\x0c\r\n# end"
-    assert merge(SCRIPT, side, SCRIPT) == merge(SCRIPT, SCRIPT, side) == merge(SCRIPT, side, side) == side
-
-
-@given(data=st.data())
-@settings(max_examples=30, deadline=None)
-def test_two_constants_of_the_baseline_join(data: st.DataObject) -> None:
-    one, two = data.draw(st.lists(st.sampled_from(["BIGRAM", "SMEAR", "ALIBI"]), min_size=2, max_size=2, unique=True))
-    merged = merge(BASELINE, rewrite(BASELINE, {one: True}), rewrite(BASELINE, {two: True}))
-    assert merged == rewrite(BASELINE, {one: True, two: True})
-
-
-@pytest.mark.parametrize(
-    ("ours", "theirs", "name"),
-    [
-        (("1e-3", "2e-3"), ("1e-3", "3e-3"), "RATE"),
-        (("return 1", "return 3"), ("return 1", "return 4"), "Model.one"),
-        (("math.pi", "1"), ("def train():\n    return math.pi\n", ""), "train"),
-        (("ACT =", "NEW = 1\nACT ="), ("ACT =", "NEW = 2\nACT ="), "NEW"),
-        (("    train()", "    train(1)"), ("    train()", "    train(2)"), "if __name__ == '__main__'"),
-    ],
-)
-def test_a_unit_changed_on_both_sides_is_a_conflict(ours: tuple[str, str], theirs: tuple[str, str], name: str) -> None:
-    with pytest.raises(MergeConflict) as caught:
-        merge(SCRIPT, SCRIPT.replace(*ours), SCRIPT.replace(*theirs))
-    assert caught.value.names == (name,)
-
-
-def test_layout_gives_way_to_code() -> None:
-    ours = SCRIPT.replace("return 1\n", "return 1  # one\n")
-    assert "return 7" in merge(SCRIPT, ours, SCRIPT.replace("return 1", "return 7"))
-
-
-def test_a_merge_always_parses() -> None:
-    merged = merge("a = 1; b = 2\nc = 3", "a = 1; b = 2\nc = 4", "a = 1; b = 2\nc = 3\nd = 5")
-    assert ast.dump(ast.parse(merged)) == ast.dump(ast.parse("a = 1; b = 2\nc = 4\nd = 5"))
-
-
-def test_trees_join_file_by_file() -> None:
-    base = {"a.py": "A = 1\nB = 2\n", "n.md": "x"}
-    merged = merge_files(base, {**base, "a.py": "A = 9\nB = 2\n"}, {**base, "a.py": "A = 1\nB = 8\n", "n.md": "y"})
-    assert merged == {"a.py": "A = 9\nB = 8\n", "n.md": "y"}
-    with pytest.raises(MergeConflict) as caught:
-        merge_files(base, {"a.py": "A = 3\nB = 2\n", "n.md": "y"}, {"a.py": "A = 4\nB = 2\n", "n.md": "z"})
-    assert caught.value.names == ("a.py:A", "n.md")
 
 
 # --- telling what an edit does ---------------------------------------------------------------------------
