@@ -16,6 +16,7 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Literal, NamedTuple
 
 Dial = Literal["economy", "standard", "thorough"]
@@ -27,6 +28,8 @@ SEED_SCORES_MAX_DF = 7  # what 8 seeds earn; more would only slow down the resid
 RELATIVE_FLOOR = 1e-6  # a float32 mean carries 6e-8 and a printed score six decimals: below is rounding, not noise
 SMALLEST_FLOOR = 1e-12  # for Tasks whose typical score is 0
 LARGEST_GAIN = 1e100  # squares stay finite; a larger "gain" is a broken score
+
+HOLDOUT_SHARE = 2.0 / 3.0  # at 1/2 every fifth promotion is false where 1 of 10 edits fits only the search split
 
 LOWEST_BAR = 30.0  # even where every idea is good, 30:1 is the least we call reproduced
 PRIOR_ODDS_FACTOR = 4.0  # (1 - l) / l for a local false-discovery rate of l = 0.2 at the boundary
@@ -257,6 +260,20 @@ def decide(gains: Sequence[float], noise: Noise, bar: float, rule: Rule) -> Deci
     return decision
 
 
+def survives_holdout(search_gains: Sequence[float], holdout_gains: Sequence[float]) -> bool:
+    """Whether an accepted Candidate keeps enough of its mean gain on the split that no search has seen.
+
+    More seeds cannot replace this: an edit that fits the search split reproduces there as well as any.
+
+    Raises:
+        ValueError: no gain, not as many of one as of the other, or one that is no usable number.
+    """
+    if not search_gains or len(search_gains) != len(holdout_gains):
+        raise ValueError(f"got {len(search_gains)} search and {len(holdout_gains)} holdout gains: pass one per Pair")
+    _check_usable([*search_gains, *holdout_gains])
+    return math.fsum(holdout_gains) >= HOLDOUT_SHARE * math.fsum(search_gains)
+
+
 def rejected_for(reason: str, gains: Sequence[float], noise: Noise, bar: float, rule: Rule) -> Rejected:
     """Reject for something that is no gain, such as a crash of the Candidate in one of its Pairs.
 
@@ -332,6 +349,7 @@ def _moderated_interval(gains: Sequence[float], prior_sd: float, prior_df: int, 
     return Interval(mean, mean - half, mean + half, n)
 
 
+@cache  # a campaign asks for a few dozen of them, thousands of times
 def _t_quantile(df: int, confidence: float) -> float:
     """The t for which a Student t with `df` degrees of freedom lies within -t..t with this probability."""
     low, high = 0.0, math.pi / 2

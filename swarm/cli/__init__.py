@@ -3,6 +3,7 @@
     swarm run | coordinator | join | leave          work
     swarm status | log | show | leaderboard         look
     swarm pull | reproduce | export                 use what was found
+    swarm simulate | verdict                        judge the judge, and a table of your own
     swarm init | doctor                             begin
 
 Exit codes: 0 done, 1 the answer is no (a result did not hold), 2 something you can mend, 130 interrupted.
@@ -15,6 +16,7 @@ import sys
 
 import click
 
+from swarm.cli.believe import simulate, verdict
 from swarm.cli.read import export, leaderboard, log, show, status
 from swarm.cli.use import doctor, init, pull, reproduce
 from swarm.cli.work import coordinator, join, leave, run
@@ -24,6 +26,7 @@ COMMANDS = (
     *(run, coordinator, join, leave),
     *(status, log, show, leaderboard),
     *(pull, reproduce, export),
+    *(simulate, verdict),
     *(init, doctor),
 )
 
