@@ -32,7 +32,7 @@ WINDOW = 256  # context at which all are scored, but for a reference with learne
 BATCH_TOKENS = 1024  # a step of the references, and of train.py: in 20 CPU-seconds everything is short of steps
 FIT = 0.98  # train.py aims at this share of the budget, so that a slower minute does not give it more than the others
 SIZE = {"WIDTH": 96, "DEPTH": 2, "HEAD_DIM": 48}  # of all trainers; what 20 CPU-seconds can use
-OURS = {
+OURS: dict[str, dict[str, Any]] = {
     "train.py, as shipped (bigram, smear, ALiBi off)": {"BIGRAM": False, "SMEAR": False, "ALIBI": False},
     "train.py, bigram, smear, ALiBi on": {"BIGRAM": True, "SMEAR": True, "ALIBI": True},
     "train.py, every switch off": {
@@ -123,7 +123,7 @@ def speed(train: Any, seed: int, cpu_s: float, data: Path, meta: dict[str, int])
     started, done = time.process_time(), 0
     while time.process_time() - started < cpu_s and next(losses, None) is not None:
         done += 1
-    return done * train.SEQ_LEN * train.BATCH / (time.process_time() - started)
+    return float(done * train.SEQ_LEN * train.BATCH / (time.process_time() - started))
 
 
 def run_reference(entry: Entry, seed: int, cpu_s: float, data: Path) -> Result:
@@ -137,7 +137,8 @@ def run_reference(entry: Entry, seed: int, cpu_s: float, data: Path) -> Result:
     while (used := time.process_time() - started) < cpu_s:
         starts = rng.integers(0, len(corpus) - entry.context - 1, size=BATCH_TOKENS // entry.context)
         pieces = torch.from_numpy(corpus[starts[:, None] + within])
-        F.cross_entropy(model(pieces[:, :-1]).float().flatten(0, 1), pieces[:, 1:].flatten()).backward()
+        loss = F.cross_entropy(model(pieces[:, :-1]).float().flatten(0, 1), pieces[:, 1:].flatten())
+        loss.backward()  # type: ignore[no-untyped-call]  # torch does not say
         optimizer.step(used / cpu_s)
         steps += 1
     flops = flops_per_token(SIZE["WIDTH"], SIZE["DEPTH"], vocabulary, entry.context)

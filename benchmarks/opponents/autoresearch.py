@@ -78,7 +78,8 @@ class Block(nn.Module):
     def forward(self, x: Tensor, value: Tensor | None) -> Tensor:
         """[B, T, width] to the same."""
         x = x + self.out(self.attend(norm(x), value))
-        return x + self.down(F.relu(self.up(norm(x))).square())
+        added: Tensor = self.down(F.relu(self.up(norm(x))).square())
+        return x + added
 
     def attend(self, x: Tensor, value: Tensor | None) -> Tensor:
         """Causal attention; a value embedding joins the values through a gate per head that starts at 1."""
@@ -92,6 +93,14 @@ class Block(nn.Module):
         return y.transpose(1, 2).reshape(x.shape)
 
 
+def value_table(size: Size) -> nn.Embedding:
+    """Uniform, of variance 1 / width, as a matrix from the stream would be."""
+    table = nn.Embedding(size.vocabulary, size.width)
+    bound = (3 / size.width) ** 0.5
+    nn.init.uniform_(table.weight, -bound, bound)
+    return table
+
+
 class GPT(nn.Module):
     """Tokens [B, T] to logits [B, T, vocabulary]."""
 
@@ -99,9 +108,7 @@ class GPT(nn.Module):
         super().__init__()
         self.token = nn.Embedding(size.vocabulary, size.width)  # normal, of variance 1
         fed = [i for i in range(size.depth) if (size.depth - 1 - i) % 2 == 0]
-        self.values = nn.ModuleDict({str(i): nn.Embedding(size.vocabulary, size.width) for i in fed})
-        for table in self.values.values():
-            nn.init.uniform_(table.weight, -((3 / size.width) ** 0.5), (3 / size.width) ** 0.5)
+        self.values = nn.ModuleDict({str(i): value_table(size) for i in fed})
         self.blocks = nn.ModuleList(Block(size, gated=i in fed) for i in range(size.depth))
         self.mix, self.mix_x0 = nn.Parameter(torch.ones(size.depth)), nn.Parameter(torch.full((size.depth,), 0.1))
         self.head = Linear(size.width, size.vocabulary, std=0.001)
@@ -112,7 +119,8 @@ class GPT(nn.Module):
         for i, block in enumerate(self.blocks):
             x = self.mix[i].to(DTYPE) * x + self.mix_x0[i].to(DTYPE) * x0
             x = block(x, self.values[str(i)](tokens).to(DTYPE) if str(i) in self.values else None)
-        return SOFTCAP * torch.tanh(self.head(norm(x)).float() / SOFTCAP)
+        logits: Tensor = self.head(norm(x)).float()
+        return torch.tanh(logits / SOFTCAP).mul(SOFTCAP)
 
 
 def orthogonal(matrices: Tensor) -> Tensor:
@@ -158,11 +166,10 @@ class Optimizer:
     def __init__(self, model: GPT, lr: float, warmup: float) -> None:
         """`lr` multiplies every default step size."""
         self.lr, self.warmup = lr, warmup
-        gates = [block.gate.weight for block in model.blocks if block.gate is not None]
-        chosen = {id(p) for p in gates}
-        self.muon = Muon([p for p in model.blocks.parameters() if id(p) not in chosen])
+        gates = [p for name, p in model.blocks.named_parameters() if ".gate." in name]
+        self.muon = Muon([p for name, p in model.blocks.named_parameters() if ".gate." not in name])
         narrow = (768 / model.token.embedding_dim) ** 0.5
-        tables = [model.token.weight, *(table.weight for table in model.values.values())]
+        tables = [module.weight for module in model.modules() if isinstance(module, nn.Embedding)]
         rates = [
             (tables, EMBED_LR * narrow),
             ([model.head.weight, *gates], HEAD_LR * narrow),

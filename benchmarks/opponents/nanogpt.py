@@ -65,7 +65,8 @@ class Block(nn.Module):
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """[B, T, width] to the same."""
         x = x + self.out(self.attend(self.norm_1(x), mask))
-        return x + self.down(F.gelu(self.up(self.norm_2(x))))
+        added: Tensor = self.down(F.gelu(self.up(self.norm_2(x))))
+        return x + added
 
     def attend(self, x: Tensor, mask: Tensor) -> Tensor:
         """Causal attention; by hand in bf16, torch's kernel in fp32: each is the faster one there."""
