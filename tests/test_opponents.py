@@ -24,8 +24,9 @@ def autoresearch_trainer() -> tuple[torch.nn.Module, Any]:
 TRAINERS = pytest.mark.parametrize("make", [nanogpt_trainer, autoresearch_trainer])
 
 
-def trained(make: Any, steps: int = 60) -> tuple[torch.nn.Module, float]:
+def trained(make: Any, steps: int = 100) -> tuple[torch.nn.Module, float]:
     """A model that has seen one sentence over and over, and its last loss."""
+    torch.set_num_threads(1)  # on a busy machine two threads wait for each other
     torch.manual_seed(0)
     model, optimizer = make()
     sentence = torch.randint(VOCABULARY, (4, CONTEXT + 1))

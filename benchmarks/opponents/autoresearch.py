@@ -119,8 +119,8 @@ class GPT(nn.Module):
         for i, block in enumerate(self.blocks):
             x = self.mix[i].to(DTYPE) * x + self.mix_x0[i].to(DTYPE) * x0
             x = block(x, self.values[str(i)](tokens).to(DTYPE) if str(i) in self.values else None)
-        logits: Tensor = self.head(norm(x)).float()
-        return torch.tanh(logits / SOFTCAP).mul(SOFTCAP)
+        logits: Tensor = SOFTCAP * torch.tanh(self.head(norm(x)).float() / SOFTCAP)
+        return logits
 
 
 def orthogonal(matrices: Tensor) -> Tensor:
@@ -132,7 +132,8 @@ def orthogonal(matrices: Tensor) -> Tensor:
     for _ in range(5):
         gram = x @ x.mT
         x = 3.4445 * x + (2.0315 * gram @ gram - 4.7750 * gram) @ x
-    return (x.mT if tall else x).float()
+    result: Tensor = (x.mT if tall else x).float()
+    return result
 
 
 class Muon:
