@@ -38,6 +38,14 @@ def check_choices(config: Config, task: Task, *, local: int) -> None:
         )
 
 
+def sandbox_words(use: str) -> str:
+    """Which sandbox the nodes of this machine will use, and why it is no better one."""
+    sandbox = sandboxes.choose_sandbox(use)
+    lacks = sandboxes.best().lacks if use == sandboxes.AUTO else ""
+    why = f": NO WALLS, run only code that you trust ({lacks})" if lacks else ""
+    return f"sandbox {sandbox.name}, level {sandbox.level}{why}"
+
+
 def check_address(address: str) -> None:
     """Refuse what cannot be the address of a head.
 

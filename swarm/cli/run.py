@@ -19,7 +19,7 @@ from coordinator.service import Service, Study
 from node.data import prepare_data
 from node.hardware import gpu_name, node_uid
 from swarm.cli import studies
-from swarm.cli.checks import check_address, check_choices, check_token
+from swarm.cli.checks import check_address, check_choices, check_token, sandbox_words
 from swarm.cli.view import LiveView, PlainView, final_words
 from swarm.cluster import (
     PRODUCTION,
@@ -146,6 +146,8 @@ def run_study(
     task_folder = Path(used.task)
     task = load_task(task_folder)
     check_choices(used, task, local=local)
+    if local:
+        console.print(sandbox_words(used.nodes.sandbox), highlight=False, markup=False)
     forge = make_forge(used, found.folder)
     with Ledger(found.folder / "ledger.sqlite") as ledger:
         if task.has_data:
