@@ -204,6 +204,8 @@ def hash_artifact(folder: Path) -> str:
     Raises:
         TrialFailed: links, folders, devices, too many or too much; nothing was followed or waited for.
     """
+    if not stat.S_ISDIR(os.lstat(folder).st_mode):
+        raise TrialFailed("candidate", "rule", "replaced its --out folder by something else")
     with os.scandir(folder) as entries:
         names = sorted(os.fsencode(entry.name) for entry in entries)
     if len(names) > ARTIFACT_ENTRIES:

@@ -5,6 +5,7 @@ fail would prove nothing. None changes anything of the machine, also where it wo
 """
 
 import os
+import re
 import select
 import socket
 import sys
@@ -22,7 +23,7 @@ from node.sandbox import Box, Sandbox
 from node.sandbox.bare import Bare
 from node.sandbox.bwrap import Bwrap
 from node.sandbox.promises import promises
-from node.sandbox.seccomp import seccomp_filter
+from node.sandbox.seccomp import CHECKED, DENIED, NEVER, seccomp_filter
 from node.trial import run_trial
 from swarm.records import Failure, Limits, Measurement
 
@@ -164,10 +165,35 @@ def test_a_folder_that_a_candidate_swapped_for_a_link_is_not_shown(place: Place)
         available(Bwrap).start(Box((sys.executable, "-c", ""), (link,), place.secret.parent / "scratch", LIMITS))
 
 
+@pytest.mark.parametrize("kind", [Bare, Bwrap])
+def test_an_out_folder_swapped_for_a_link_breaks_a_rule(kind: type[Bare] | type[Bwrap], tmp_path: Path) -> None:
+    (tmp_path / "secrets").mkdir()
+    (tmp_path / "secrets" / "model.pt").write_text(SECRET)
+    train = f"{HONEST}\nimport os, shutil\nshutil.rmtree(options['--out'])\n"
+    train += f"os.symlink({str(tmp_path / 'secrets')!r}, options['--out'])\n"
+    workshop = replace(workshop_at(tmp_path, answers_task(tmp_path / "task")), sandbox=available(kind))
+    outcome = run_trial(spec_of(train), workshop=workshop).outcome
+    assert isinstance(outcome, Failure)
+    assert (outcome.blame, outcome.reason) == ("candidate", "rule")
+
+
 def test_a_box_that_cannot_be_built_is_no_fault_of_the_candidate(place: Place) -> None:
     missing = place.secret.parent / "missing"
     with pytest.raises(OSError, match="missing"):
         available(Bwrap).start(Box((sys.executable, "-c", ""), (missing,), place.secret.parent / "scratch", LIMITS))
+
+
+@pytest.mark.parametrize(
+    ("column", "header"),
+    [(0, "/usr/include/x86_64-linux-gnu/asm/unistd_64.h"), (1, "/usr/include/asm-generic/unistd.h")],
+)
+def test_the_numbers_of_calls_are_the_kernels(column: int, header: str) -> None:
+    if not Path(header).exists():
+        pytest.skip(f"{header} is not installed (apt install linux-libc-dev)")
+    found = re.findall(r"^#define __NR(?:3264)?_(\w+)\s+(\d+)", Path(header).read_text(), re.MULTILINE)
+    kernel = {name: int(number) for name, number in found}
+    ours = {name: numbers[column] for name, numbers in {**DENIED, **CHECKED}.items() if numbers[column] != NEVER}
+    assert {name: kernel.get(name) for name in ours} == ours
 
 
 def test_a_processor_that_nobody_looked_at_gets_no_filter() -> None:
