@@ -19,6 +19,7 @@ from typing import IO, Literal
 from node.processes import Tree, Usage, has_ended
 from node.sandbox import Box, Sandbox
 from swarm.records import Failure, Limits
+from swarm.scrub import scrub
 
 SAMPLE_S = 0.05  # so a limit is overrun by at most this, and a sample of a small tree costs 0.1 ms
 CHUNK = 65_536  # what a pipe holds
@@ -196,9 +197,9 @@ class Watch:
 
 
 def plain(data: bytes) -> str:
-    """Bytes of a candidate as text that is safe to show: lines, tabs and printable characters."""
+    """Bytes of a candidate as text that is safe to show: lines, tabs and printable characters, no credentials."""
     text = data.decode("utf-8", "replace").replace("\r\n", "\n").replace("\r", "\n")
-    return _CONTROL.sub("", text)
+    return scrub(_CONTROL.sub("", text))
 
 
 def _pidfd(pid: int) -> int | None:
