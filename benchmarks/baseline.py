@@ -73,13 +73,14 @@ class Result(NamedTuple):
 def sweep(quick: bool) -> dict[str, list[Entry]]:
     """The settings that each reference is tried with."""
     # lr, warm-up, context
-    plain = [(2.5e-3, 0.1, 128), (5e-3, 0.1, 128), (1e-2, 0.1, 128), (5e-3, 0.3, 128), (5e-3, 0.1, 256)]
-    strong = [(0.5, 0.0, 128), (1.0, 0.0, 128), (2.0, 0.0, 128), (1.0, 0.05, 128)]
+    plain = [(5e-3, 0.1, 128), (2.5e-3, 0.1, 128), (1e-2, 0.1, 128)]
+    plain += [(5e-3, 0.3, 128), (5e-3, 0.5, 128), (5e-3, 0.1, 256)]
+    strong = [(1.0, 0.0, 128), (0.5, 0.0, 128), (2.0, 0.0, 128), (4.0, 0.0, 128), (1.0, 0.05, 128)]
     entries = {
         "nanogpt": [Entry("nanogpt", f"lr {lr:g}, warm-up {w:.0%}, context {c}", lr, w, c) for lr, w, c in plain],
         "autoresearch": [Entry("autoresearch", f"lr x {lr:g}, warm-up {w:.0%}", lr, w, c) for lr, w, c in strong],
     }
-    return {kind: tried[1:2] if quick else tried for kind, tried in entries.items()}
+    return {kind: tried[:1] if quick else tried for kind, tried in entries.items()}
 
 
 def shipped(extra: dict[str, Any]) -> list[Entry]:
@@ -232,8 +233,8 @@ def measure(arguments: argparse.Namespace, data: Path) -> bool:
     finalists = [entry for kind in swept for entry in best(results, kind, 2)]
     print(f"{cpu_s:g} CPU-seconds of training each, one thread, {SIZE}; peak {peak:.0f} GFLOP/s ({dtype})\n")
     print("Sweep of the references on seed 0:\n")
-    print(table(results, [entry for kind in swept for entry in swept[kind]], peak))
-    later = [(entry, seed) for seed in seeds[1:] for entry in (*finalists, *ours)]
+    print(table(results, [entry for kind in swept for entry in swept[kind]], peak), flush=True)
+    later = [(entry, seed) for seed in seeds[1:] for entry in (*ours, *finalists)]
     results += run_all(later, cpu_s, data, arguments.jobs)
     print(f"\nSeeds {seeds}:\n\n{table(results, [*finalists, *ours], peak)}\n")
     text, held = ratios(results, ours)
