@@ -8,7 +8,8 @@ at again. Ties go to the smaller pair of ids, so that the result depends on the 
 
 from collections import Counter, defaultdict
 
-from prepare import BOS, WORD, split_of, standard_library
+from sources import standard_library
+from tokenise import SHIPPED_VOCAB, WORD
 
 
 def learn(words: Counter[bytes], merges: int) -> list[tuple[int, int]]:
@@ -48,7 +49,7 @@ def join(ids: list[int], pair: tuple[int, int], token: int) -> list[int]:
 
 
 if __name__ == "__main__":
-    training = (document.data for document in standard_library() if split_of(document.name) == "train")
+    training = (document.data for document in standard_library() if document.split == "train")
     occurrences = Counter(word for data in training for word in WORD.findall(data))
-    for left, right in learn(occurrences, BOS - 256):
+    for left, right in learn(occurrences, SHIPPED_VOCAB - 257):
         print(left, right)

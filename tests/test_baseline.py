@@ -38,7 +38,9 @@ def load_file(path: Path, name: str) -> ModuleType:
     return module
 
 
+sys.path.append(str(BASELINE))  # prepare.py finds its two neighbours as a script does
 prepare = load_file(BASELINE / "prepare.py", "baseline_prepare")
+sources = load_file(BASELINE / "sources.py", "baseline_sources")
 tokenizer = prepare.Tokenizer()
 
 
@@ -153,9 +155,9 @@ def test_folder_that_is_not_a_corpus_is_refused(tmp_path: Path, corpus: Path, da
 
 def test_splits_share_no_top_level_name(corpus: Path) -> None:
     homes: dict[str, set[str]] = {}
-    for document in prepare.standard_library():
+    for document in sources.standard_library():
         top_level = document.name.split("/")[0].removesuffix(".py")
-        homes.setdefault(top_level, set()).add(prepare.split_of(document.name))
+        homes.setdefault(top_level, set()).add(sources.split_of(document.name))
     assert all(len(splits) == 1 for splits in homes.values())
     assert set.union(*homes.values()) == {"train", "val", "holdout"}
 
@@ -167,7 +169,7 @@ def test_splits_are_large_enough_to_score(corpus: Path) -> None:
 
 
 def test_trial_is_shown_nothing_but_training_text(corpus: Path) -> None:
-    assert {path.name for path in (corpus / "train").iterdir()} == {"tokens.bin", "meta.json"}
+    assert {path.name for path in (corpus / "train").iterdir()} == {"tokens.bin", "documents.npy", "meta.json"}
     assert json.loads((corpus / "train" / "meta.json").read_text()) == {"vocab_size": VOCAB, "bos": VOCAB - 1}
 
 
@@ -438,6 +440,6 @@ def test_failing_candidate_is_told_in_the_last_line(tmp_path: Path, body: str, t
 
 def test_frozen_files_are_the_ones_that_were_frozen() -> None:
     task = tomllib.loads((BASELINE / "task.toml").read_text())
-    assert set(task["frozen"]) == {"prepare.py", "score.py", "bpe1024.txt"}
+    assert set(task["frozen"]) == {"prepare.py", "sources.py", "tokenise.py", "score.py", "bpe1024.txt"}
     for name, digest in task["frozen"].items():
         assert hashlib.sha256((BASELINE / name).read_bytes()).hexdigest() == digest, f"{name}: update task.toml"
