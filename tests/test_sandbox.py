@@ -16,7 +16,8 @@ from toy_task import eventually, is_running
 from node.sandbox import Box, Sandbox
 from node.sandbox.bare import Bare
 from node.sandbox.bwrap import Bwrap
-from node.sandbox.choice import best
+from node.sandbox.choice import best, choose_sandbox
+from swarm.errors import ConfigError
 from swarm.records import Limits
 
 LIMITS = Limits(cpu_s=10, wall_s=10)
@@ -222,3 +223,36 @@ def test_a_trial_dies_with_its_owner(kind: type[Bare] | type[Bwrap], tmp_path: P
         assert is_running(pid)
         owner.kill()
     assert eventually(lambda: not is_running(pid), 1)
+
+
+@pytest.fixture
+def no_bwrap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A machine without bubblewrap."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    best.cache_clear()
+    yield
+    best.cache_clear()
+
+
+@pytest.mark.usefixtures("no_bwrap")
+def test_without_bubblewrap_auto_is_bare_and_says_what_is_missing() -> None:
+    assert (choose_sandbox("auto").level, choose_sandbox("auto").name) == (0, "bare")
+    assert "install bubblewrap" in best().lacks or "Linux" in best().lacks
+
+
+@pytest.mark.usefixtures("no_bwrap")
+def test_walls_that_were_asked_for_are_not_left_out() -> None:
+    with pytest.raises(ConfigError, match="install bubblewrap"):
+        choose_sandbox("bwrap")
+
+
+def test_walls_that_do_not_stand_are_not_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "bwrap").write_text("#!/bin/sh\necho 'bwrap: No permissions to create new namespace' >&2; exit 1\n")
+    (tmp_path / "bwrap").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    best.cache_clear()
+    try:
+        assert choose_sandbox("auto").name == "bare"
+        assert "No permissions" in best().lacks or "Linux" in best().lacks
+    finally:
+        best.cache_clear()
