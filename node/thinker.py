@@ -12,6 +12,7 @@ from node.proposers import Ask, Proposer
 from node.researcher import Researcher
 from swarm.codec import pack, unpack
 from swarm.errors import ProposalError, SwarmError
+from swarm.lint import lint
 from swarm.records import Proposal, Usage
 
 log = logging.getLogger(__name__)
@@ -99,6 +100,8 @@ class Thinker:
         self._unheeded = 0 if heeded else self._unheeded + 1
         if not heeded:
             proposer.tell(proposal.idea, None)
+        for warning in lint(proposal.files) if heeded else ():
+            log.warning("idea=%s is run, though odd: %s", proposal.idea[:8], warning)
         if self._unheeded >= UNHEEDED:
             self._unheeded = 0
             raise ProposalError(f"{UNHEEDED} proposals in a row were known already or changed nothing")
