@@ -191,5 +191,6 @@ def test_table_that_is_none_is_named(tmp_path: Path, text: str, named: str) -> N
 def test_missing_table_and_impossible_noise_are_named(tmp_path: Path) -> None:
     assert "no file" in swarm(tmp_path, "verdict", "--csv", "missing.csv").sentence
     path = table(tmp_path, "1.0,0.9\n")
+    assert "--noise" in swarm(tmp_path, "verdict", "--csv", str(path)).sentence
     for noise in ("0", "-1", "nan"):
         assert "--noise" in swarm(tmp_path, "verdict", "--csv", str(path), "--noise", noise).sentence

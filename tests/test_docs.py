@@ -12,6 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import get_args
 
+import click
 import pytest
 import test_forges
 import test_proposers
@@ -103,6 +104,14 @@ def shell_lines(page: Path) -> list[str]:
     return [*lines, *spans(page)]
 
 
+def subcommand(command: click.Command, rest: str) -> tuple[click.Command, str]:
+    """The command of a group that the next word names, if it names one."""
+    word, _, after = rest.strip().partition(" ")
+    if isinstance(command, click.Group) and word in command.commands:
+        return command.commands[word], after
+    return command, rest
+
+
 def wrong_commands(text: str) -> list[str]:
     """`swarm X` without such a command, and options that it does not have."""
     wrong = []
@@ -111,6 +120,7 @@ def wrong_commands(text: str) -> list[str]:
         if command is None:
             wrong.append(f"swarm {name}")
             continue
+        command, rest = subcommand(command, rest)
         known = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
         used = {word.partition("=")[0] for word in rest.split() if re.match(r"--?[a-z]", word)}
         wrong += [f"swarm {name} {option}" for option in sorted(used - known - {"--help"})]
@@ -126,6 +136,8 @@ def test_a_made_up_command_is_found() -> None:
     assert wrong_commands("swarm dance") == ["swarm dance"]
     assert wrong_commands("swarm reproduce 2 --seed 5") == ["swarm reproduce --seed"]
     assert not wrong_commands("swarm reproduce 2 --seeds 5 --json")
+    assert wrong_commands("swarm simulate decisions --dance") == ["swarm simulate --dance"]
+    assert not wrong_commands("swarm simulate decisions --campaigns 20")
 
 
 def test_the_readme_names_every_command() -> None:

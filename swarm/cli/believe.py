@@ -140,9 +140,11 @@ def verdict(path: Path, direction: Direction, noise: float | None, dial: Dial, a
 def _noise(gains: list[float], typical: float, given: float | None, rule: Rule) -> Noise:
     """The sd that was given, as well measured; else that of the gains themselves, worth the least that can be."""
     floor = max(RELATIVE_FLOOR * abs(typical), SMALLEST_FLOOR)
+    if given is None and len(gains) < 2:
+        raise PrerequisiteError("one pair says nothing of its own noise: add pairs, or give the sd with --noise")
     if given is None:
         # One degree of freedom: the likelihood ratio sees the same spread again, and must not count it twice.
-        return Noise(statistics.variance(gains) if len(gains) > 1 else 0.0, 1, floor)
+        return Noise(statistics.variance(gains), 1, floor)
     if not 0.0 < given <= LARGEST_GAIN:
         raise PrerequisiteError(
             f"--noise {given:g} is no sd of a paired gain: give a number above 0, in the score's unit"
