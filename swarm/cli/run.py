@@ -151,9 +151,8 @@ def run_study(
         if task.has_data:
             console.print("preparing the data (once)", highlight=False)
         data = prepare_data(task, task_folder, "", Path(".cache") / "data")
-        study = Study(
-            found.folder, found.name, used, task, task_folder.absolute(), str(data.folder.absolute()) if data else ""
-        )
+        prepared = (str(data.folder.absolute()), data.fingerprint) if data else ("", "")
+        study = Study(found.folder, found.name, used, task, task_folder.absolute(), *prepared)
         machines = _machines(found.folder, used, local, port, host)
         return _work(study, ledger, forge, machines, console, plain=plain)
 
