@@ -3,7 +3,7 @@
     python sample.py                                  # continues "def " with the model that train.py left in out/
     python sample.py --prompt "import json" --tokens 200 --temperature 0.7 --seed 1
 
-For people only: nothing in the swarm runs this. The tokens are those of prepare.py, byte-level BPE with shipped merges.
+For people only: nothing in the swarm runs this. The tokens are those of tokenise.py, byte-level BPE with shipped merges.
 """
 
 import argparse
@@ -39,13 +39,14 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="another seed writes another text")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    sys.path.insert(0, str(here))  # tokenise.py reads its neighbour
     try:
-        tokenizer = load_file(here / "prepare.py").Tokenizer()
+        tokenizer = load_file(here / "tokenise.py").Tokenizer()
         predict = load_file(arguments.code).load(str(arguments.artifact))
     except (OSError, ValueError) as error:
         print(f"sample: {error} (train first: python {here / 'train.py'})", file=sys.stderr)
         return 2
-    bos = len(tokenizer.token_bytes) - 1
+    bos = tokenizer.bos
     ids = [bos, *tokenizer.encode(arguments.prompt.encode())]
     random = torch.Generator().manual_seed(arguments.seed)
     for _ in range(arguments.tokens):

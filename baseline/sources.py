@@ -88,9 +88,7 @@ DOWNLOADS = {
         1,
         "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
     ),
-    "tinystories": Download(
-        "stories", HUB, "roneneldan/TinyStories/resolve/main/TinyStoriesV2-GPT4-train.txt", 1, 1
-    ),
+    "tinystories": Download("stories", HUB, "roneneldan/TinyStories/resolve/main/TinyStoriesV2-GPT4-train.txt", 1, 1),
     "fineweb-edu": Download(
         "parquet", HUB, "HuggingFaceFW/fineweb-edu/resolve/main/sample/10BT/{shard:03}_00000.parquet", 14, 1
     ),

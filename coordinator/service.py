@@ -71,6 +71,7 @@ class Study:
     task: Task
     task_folder: Path
     data: str = ""  # a folder with prepared data that nodes on this machine may use
+    fingerprint: str = ""  # of that data
 
     @property
     def ledger_path(self) -> Path:
@@ -257,6 +258,7 @@ class Service:
                 proposer_options=config.proposer.options,
                 sandbox=config.nodes.sandbox,
                 data=self.study.data,
+                fingerprint=self.study.fingerprint,
                 threads=config.nodes.threads,
                 wall_limit_s=config.nodes.trial_wall_s,
                 memory_mb=config.nodes.memory_mb,

@@ -16,7 +16,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from node import proposers
-from node.data import prepare_data
+from node.data import other_data, prepare_data
 from node.hardware import node_uid, platform_of
 from node.home import node_home, node_name, study_home
 from node.researcher import MAX_ATTEMPTS, Memory, Researcher
@@ -181,6 +181,8 @@ class Agent:
         task = load_task(folder)
         sandbox = choose_sandbox(self._setup.sandbox)
         data = prepare_data(task, folder, self._setup.data, node_home() / "data")
+        if data is not None and (different := other_data(data, self._setup.fingerprint)):
+            self.trouble("data", different)
         platform = platform_of(task, data.fingerprint if data else "", self._setup.threads)
         with self.work:
             self._node = replace(self._node, platform=platform, sandbox_level=sandbox.level, sandbox=sandbox.name)

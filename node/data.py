@@ -62,6 +62,16 @@ def read_data(folder: Path) -> Data:
     return Data(folder.resolve(), fingerprint)
 
 
+def other_data(data: Data, wanted: str) -> str:
+    """What to say on a node whose data is not the study's; empty where it is, or where the study names none."""
+    if not wanted or data.fingerprint == wanted:
+        return ""
+    return (
+        f"{data.folder} has fingerprint {data.fingerprint[:12]}, the study's data {wanted[:12]}: scores compare only "
+        "under one, so this node's are kept apart; use the coordinator's Python version and sources, or copy its folder"
+    )
+
+
 def write_stream(path: Path, tokens_file: Path, seed: int, count: int) -> None:
     """Write the token stream of a Trial: exactly `count` training tokens, in pieces that the seed draws.
 

@@ -643,6 +643,7 @@ class Setup:
     opened_at: float = 0.0  # tells this study from an earlier one of the same name
     sandbox: str = "auto"
     data: str = ""  # a folder with prepared data, used where it exists; else the node prepares its own
+    fingerprint: str = ""  # of the coordinator's data; a node whose own differs is told so
     threads: int = 1
     wall_limit_s: float = 300.0
     memory_mb: int = 4096

@@ -146,16 +146,15 @@ def run_study(
     task_folder = Path(used.task)
     task = load_task(task_folder)
     check_choices(used, task, local=local)
-    if local:
-        console.print(sandbox_words(used.nodes.sandbox), highlight=False, markup=False)
     forge = make_forge(used, found.folder)
     with Ledger(found.folder / "ledger.sqlite") as ledger:
+        if local:
+            console.print(sandbox_words(used.nodes.sandbox), highlight=False, markup=False)
         if task.has_data:
             console.print("preparing the data (once)", highlight=False)
         data = prepare_data(task, task_folder, "", Path(".cache") / "data")
-        study = Study(
-            found.folder, found.name, used, task, task_folder.absolute(), str(data.folder.absolute()) if data else ""
-        )
+        prepared = (str(data.folder.absolute()), data.fingerprint) if data else ("", "")
+        study = Study(found.folder, found.name, used, task, task_folder.absolute(), *prepared)
         machines = _machines(found.folder, used, local, port, host)
         return _work(study, ledger, forge, machines, console, plain=plain)
 
