@@ -3,7 +3,7 @@
     python sample.py                                  # continues "def " with the model that train.py left in out/
     python sample.py --prompt "import json" --tokens 200 --temperature 0.7 --seed 1
 
-For people only: nothing in the swarm runs this. The tokens are those of tokenise.py, byte-level BPE with shipped merges.
+For people only: nothing in the swarm runs this. The tokens are those of tokenise.py: byte-level BPE, shipped merges.
 """
 
 import argparse
