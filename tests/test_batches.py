@@ -1,0 +1,101 @@
+"""Several accepted ideas are planned into one batch: what is measured next, and what lands."""
+
+import importlib.util
+import sys
+from itertools import combinations
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from coordinator.batches import Final, Idea, Measure, Set, plan
+
+WORLDS = 1_000
+FIRST_SEED = 1_000_000  # none of these worlds was looked at when the thresholds were chosen
+
+
+def simulation() -> ModuleType:
+    spec = importlib.util.spec_from_file_location(
+        "benchmark_merging", Path(__file__).parent.parent / "benchmarks" / "merging.py"
+    )
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up there
+    spec.loader.exec_module(module)
+    return module
+
+
+def finished(ideas: list[Idea], worth: dict[Set, float]) -> tuple[Final, list[Set]]:
+    """Follow the plan where measurements are exact."""
+    measured: dict[Set, float] = {}
+    while not isinstance(step := plan(ideas, measured), Final):
+        assert step.ideas not in measured, "nothing is measured twice"
+        measured[step.ideas] = worth[step.ideas]
+    return step, list(measured)
+
+
+def additive(gains: dict[str, float], **pairs: float) -> dict[Set, float]:
+    """Worth of every set; a pair is named by its two letters."""
+    return {
+        some: sum(gains[i] for i in some) + sum(v for pair, v in pairs.items() if set(pair) <= some)
+        for size in range(len(gains) + 1)
+        for some in map(frozenset, combinations(gains, size))
+    }
+
+
+GAINS = {"a": 3.0, "b": 2.0, "c": 1.0}
+IDEAS = [Idea(name, gain) for name, gain in GAINS.items()]
+
+
+def test_ideas_that_get_along_land_after_one_measurement_largest_first() -> None:
+    final, measured = finished(IDEAS[::-1], additive(GAINS))
+    assert final.order == ("a", "b", "c") and measured == [frozenset("abc")]
+
+
+def test_of_two_in_conflict_the_larger_lands_and_the_interaction_is_told() -> None:
+    final, _ = finished(IDEAS, additive(GAINS, ab=-5.0))
+    assert final.order == ("a", "c")
+    (told,) = (i for i in final.interactions if i.ideas == frozenset("ab"))
+    assert told.beyond == pytest.approx(0.0 - 0.85 * 5.0)
+
+
+def test_one_idea_needs_no_measurement_and_none_lands_nothing() -> None:
+    assert plan(IDEAS[:1], {}) == Final(("a",), ())
+    assert plan([], {}) == Final((), ())
+
+
+def test_with_many_ideas_the_harmful_one_hidden_by_the_others_is_left_out() -> None:
+    gains = dict.fromkeys("abcdef", 2.0)
+    final, _ = finished([Idea(name, 2.0) for name in gains], additive(gains, ef=-4.0, de=1.0))
+    worth = additive(gains, ef=-4.0, de=1.0)
+    assert worth[frozenset(final.order)] == max(worth.values())
+
+
+@given(
+    gains=st.lists(st.floats(0.5, 4), min_size=1, max_size=6),
+    noise=st.lists(st.floats(-5, 5), min_size=64, max_size=64),
+)
+@settings(max_examples=200, deadline=None)
+def test_every_plan_ends_and_can_be_taken_up_again(gains: list[float], noise: list[float]) -> None:
+    named = {f"i{n}": gain for n, gain in enumerate(gains)}
+    ideas = [Idea(name, gain) for name, gain in named.items()]
+    worth = {some: value + noise[n] for n, (some, value) in enumerate(additive(named).items())}
+    final, measured = finished(ideas, worth)
+    assert set(final.order) <= set(named) and len(measured) <= 4 * len(gains)
+    for done in range(len(measured)):  # only what was measured decides, not how one got there
+        assert plan(ideas[::-1], {some: worth[some] for some in measured[:done]}) == Measure(measured[done])
+
+
+@pytest.mark.parametrize(("count", "kept", "runs"), [(3, 0.97, 8), (6, 0.95, 34)])
+def test_batches_keep_the_gain_at_few_runs(count: int, kept: float, runs: int) -> None:
+    model = simulation()
+    done = [model.batch(count, FIRST_SEED + n) for n in range(WORLDS)]
+    mean_runs, share, harmful = model.summary(done)
+    losses = [o.gain - kept * o.best for o in done]
+    mean = sum(losses) / WORLDS
+    error = (sum((loss - mean) ** 2 for loss in losses) / WORLDS / WORLDS) ** 0.5
+    assert mean > -3 * error, f"kept {share:.1%}"
+    assert mean_runs <= runs
+    assert harmful <= 0.12 + 3 * (0.12 * 0.88 / WORLDS) ** 0.5
