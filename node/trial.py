@@ -40,8 +40,8 @@ MALLOC = {
     "MALLOC_TRIM_THRESHOLD_": "1000000000",
     "MALLOC_TOP_PAD_": "67108864",
 }
-# A screening is evidence of nothing: it saves the price of the audit, 1.6 to 1.9 CPU-s beside 4.7 of training and 1.9
-# of scoring (1.3 of each are `import torch`). Every run that decides about a claim pays it.
+# A screening is evidence of nothing: it saves the price of the audit, 1.4 to 1.8 CPU-s beside 4.7 of training and 1.9
+# of scoring (most of it is `import torch`). Every run that decides about a claim pays it.
 NOT_AUDITED: frozenset[Purpose] = frozenset({"reference", "screen"})
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
