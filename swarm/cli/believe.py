@@ -118,12 +118,20 @@ def _cells(tally: Tally) -> Iterator[str]:
 
 @click.command()
 @click.option("--csv", "path", required=True, type=click.Path(path_type=Path), help="Two columns, one pair a line.")
-@click.option("--direction", type=click.Choice(get_args(Direction)), default="minimize", show_default=True)
+@click.option(
+    "--direction",
+    type=click.Choice(get_args(Direction)),
+    default="minimize",
+    show_default=True,
+    help="Which is better.",
+)
 @click.option("--noise", type=float, help="sd of a paired gain where nothing changed; default: from these pairs.")
-@click.option("--dial", type=click.Choice(get_args(Dial)), default="standard", show_default=True)
+@click.option("--dial", type=click.Choice(get_args(Dial)), default="standard", show_default=True, help="How sure.")
 @JSON
 def verdict(path: Path, direction: Direction, noise: float | None, dial: Dial, as_json: bool) -> None:
-    """Decide on paired scores of your own: champion in the first column, candidate in the second.
+    """Decide on a table of your own paired scores.
+
+    The champion's scores stand in the first column, the candidate's in the second.
 
     Pairs count in the order of the file, up to the first that decides. A line of column names may come first. Exit
     code 0: accepted; 1: rejected or undecided.
