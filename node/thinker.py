@@ -13,7 +13,7 @@ from node.researcher import Researcher
 from swarm.codec import pack, unpack
 from swarm.errors import ProposalError, SwarmError
 from swarm.lint import lint
-from swarm.records import Proposal, Usage
+from swarm.records import Files, Proposal, Usage
 
 log = logging.getLogger(__name__)
 
@@ -89,10 +89,10 @@ class Thinker:
             proposal = proposer.propose(ask)
         finally:
             self._account(proposer.usage())
-        self._offer(proposer, unpack(pack(proposal, Proposal), Proposal))
+        self._offer(proposer, unpack(pack(proposal, Proposal), Proposal), ask.tip)
         return True
 
-    def _offer(self, proposer: Proposer, proposal: Proposal) -> None:
+    def _offer(self, proposer: Proposer, proposal: Proposal, parent: Files) -> None:
         with self._desk.work:
             heeded = self._desk.researcher.offer(proposal)
             self._desk.remember()
@@ -100,7 +100,7 @@ class Thinker:
         self._unheeded = 0 if heeded else self._unheeded + 1
         if not heeded:
             proposer.tell(proposal.idea, None)
-        for warning in lint(proposal.files) if heeded else ():
+        for warning in lint(proposal.files, parent) if heeded else ():
             log.warning("idea=%s is run, though odd: %s", proposal.idea[:8], warning)
         if self._unheeded >= UNHEEDED:
             self._unheeded = 0

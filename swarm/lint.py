@@ -6,6 +6,7 @@ sorts for people and tells a careless proposer early; walls are the sandbox's pa
 
 import ast
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Iterator
 
 from swarm.records import Files
@@ -20,9 +21,26 @@ SCORERS = ("score.py", "token_bytes", "holdout", "_getframe", "/proc/")
 _TURNS_TEXT = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")  # shown in another order than it runs
 
 
-def lint(files: Files) -> tuple[str, ...]:
-    """Warnings about files, in the order of their paths and lines; each says where. Empty when nothing is odd."""
-    return tuple(f"{path}{warning}" for path in sorted(files) for warning in _of_file(path, files[path]))
+def lint(files: Files, parent: Files | None = None) -> tuple[str, ...]:
+    """Warnings about files, in the order of their paths and lines; each says where. Empty when nothing is odd.
+
+    What is as odd in the `parent`'s files is not the idea's doing, and left out.
+    """
+    return tuple(_added(files, parent or {}))
+
+
+def _added(files: Files, parent: Files) -> Iterator[str]:
+    for path in sorted(files):
+        known = Counter(map(_without_line, _of_file(path, parent.get(path, ""))))
+        for warning in _of_file(path, files[path]):
+            if known[_without_line(warning)]:
+                known[_without_line(warning)] -= 1
+            else:
+                yield f"{path}{warning}"
+
+
+def _without_line(warning: str) -> str:
+    return warning.partition(": ")[2]
 
 
 def _of_file(path: str, text: str) -> Iterator[str]:

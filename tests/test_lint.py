@@ -11,8 +11,11 @@ from swarm.lint import FILE_BYTES, LITERAL_BYTES, lint
 BASELINE = Path(__file__).parents[1] / "baseline"
 
 
-def test_the_shipped_file_is_not_odd() -> None:
-    assert lint({"train.py": (BASELINE / "train.py").read_text()}) == ()
+def test_an_edit_of_the_shipped_file_answers_for_itself_only() -> None:
+    shipped = {"train.py": (BASELINE / "train.py").read_text()}
+    assert lint({"train.py": shipped["train.py"].replace("DEPTH = 2", "\n\nDEPTH = 3")}, shipped) == ()
+    (warning,) = lint({"train.py": shipped["train.py"] + "import subprocess\n"}, shipped)
+    assert "imports subprocess" in warning
 
 
 @pytest.mark.parametrize(
