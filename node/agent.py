@@ -53,6 +53,7 @@ log = logging.getLogger(__name__)
 FACTS_PER_REPORT, BYTES_PER_REPORT = 40, 64_000  # keeps a report below 100 kB, which Ray sends inline
 IDLE_WAIT_S = 0.2
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0  # after the machinery failed twice in a row
+THOUGHT_PATIENCE_S = 30.0  # how long draining waits for an answer that is paid for, so that its cost is told
 TROUBLE_EVERY_S = 600.0  # the same words of the same place
 UNKNOWN = Platform(device="", software="", data="", budget="")
 
@@ -89,7 +90,9 @@ class Agent:
         self._unsaved: tuple[Fact, ...] = ()  # while the disk is full
         self.researcher = self._restore()
         threading.Thread(target=self._worker, name="worker", daemon=True).start()
-        threading.Thread(target=Thinker(self).run, name="thinker", daemon=True).start()
+        self._draining_from = 0.0
+        self._thinker = Thinker(self)
+        threading.Thread(target=self._thinker.run, name="thinker", daemon=True).start()
 
     # --- the coordinator's call ---
 
@@ -111,6 +114,8 @@ class Agent:
         self._epoch, self._heard_at = orders.epoch, time.monotonic()
         self._forget(orders.acks)
         self._forget_finished_leases()
+        if orders.drain and not self._draining:
+            self._draining_from = time.monotonic()
         self._draining = orders.drain
         if orders.drain:
             self._stop_trial.set()
@@ -140,8 +145,11 @@ class Agent:
             running=running,
             idle="" if running else self._idle,
             ready=self._ready,
-            drained=self._draining and not self._at_work and not self._unsaved and not facts,
+            drained=self._draining and not (self._at_work or self._unsaved or facts or self._awaits_thought()),
         )
+
+    def _awaits_thought(self) -> bool:
+        return self._thinker.asking and time.monotonic() - self._draining_from < THOUGHT_PATIENCE_S
 
     def _forget_finished_leases(self) -> None:
         """A lease is held until every fact of its trials is committed, so it can never look lost while it is not."""

@@ -52,6 +52,8 @@ class Thinker:
         self._desk = desk
         self._spent = Usage()
         self._unheeded = 0
+        self.asking = False
+        """Whether an answer is awaited, or not yet recorded. Guarded by the desk's `work`."""
 
     def run(self) -> None:
         """Think for ever."""
@@ -69,6 +71,7 @@ class Thinker:
                 log.exception("the proposer failed")
                 self._desk.trouble("proposer", f"{type(error).__name__}: {error}")
             with self._desk.work:
+                self.asking = False
                 self._desk.work.wait_for(lambda: False, pause)
             pause = min(2 * pause, LONGEST_PAUSE_S)
 
@@ -78,6 +81,7 @@ class Thinker:
         with desk.work:
             heard = desk.researcher.take_heard()
             ask = desk.ask()
+            self.asking = ask is not None
             if ask is None and not heard:
                 desk.work.wait(IDLE_WAIT_S)
                 return False
