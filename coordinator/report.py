@@ -32,9 +32,10 @@ from coordinator.wording import (
 )
 from swarm.history import Experiment, History, Pair, failure_of, score_of
 from swarm.proxy import proxy_health
-from swarm.records import Failure, Purpose, TrialFinished, Verdict
+from swarm.records import Failure, Measurement, Purpose, TrialFinished, Verdict
 
 REJECTED_SHOWN = 10
+DECIDING: tuple[Purpose, ...] = ("calibrate", "confirm", "final")
 NO_CLAIM = "Ideas were kept on their branches, but none was so much better that it was worth a claim."
 
 
@@ -301,11 +302,24 @@ def _limits(history: History, line: Sequence[Step]) -> Iterator[str]:
     yield from _limits_of_nodes(history)
     if history.self_reported:
         yield f"The scores themselves: they are {SELF_REPORTED}, the candidate's own word."
+    else:
+        yield from _limits_of_audits(history)
     kept = sum(experiment.status == "kept" for experiment in history.experiments)
     if kept:
         yield f"{count(kept, 'idea')} kept on a branch without a claim: one seed each, which is no evidence."
     if len(line) > 1:
         yield "What each promotion adds to the whole: gains may overlap, and only the last comparison is of them all."
+
+
+def _limits_of_audits(history: History) -> Iterator[str]:
+    deciding = [trial.outcome for purpose in DECIDING for trial in history.of_purpose(purpose)]
+    measured = [outcome for outcome in deciding if isinstance(outcome, Measurement)]
+    missing = sum(not outcome.audited for outcome in measured)
+    if missing:
+        yield (
+            f"That predictions rest on the past alone: {missing} of {count(len(measured), 'deciding trial')} were not "
+            "audited by a second process that was asked about other futures."
+        )
 
 
 def _limits_of_nodes(history: History) -> Iterable[str]:

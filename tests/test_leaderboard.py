@@ -14,7 +14,16 @@ from coordinator.leaderboard import leaderboard_md, results_tsv
 from coordinator.plot import progress_png
 from coordinator.report import report_md
 from swarm.history import History, history
-from swarm.records import BlockLost, ExperimentAdmitted, Fact, Failure, NodeJoined, StudyOpened
+from swarm.records import (
+    BlockLost,
+    ExperimentAdmitted,
+    Fact,
+    Failure,
+    Measurement,
+    NodeJoined,
+    StudyOpened,
+    TrialFinished,
+)
 
 HOSTILE = "Win | 9 %\n## Promoted\n<img src=x onerror=alert(1)> @everyone [x](http://evil.org) `rm` #12 www.evil.org"
 
@@ -267,6 +276,24 @@ def test_the_report_says_what_was_not_verified() -> None:
     assert "holdout" in told and "all nodes share one" in told and "level 0" not in told
     bare = [replace(f, node=replace(f.node, sandbox_level=0)) if isinstance(f, NodeJoined) else f for f in scribe.facts]
     assert "level 0" in section(report_md(history(bare)), "What was not verified")
+
+
+def test_the_report_says_how_many_deciding_trials_were_not_audited() -> None:
+    facts = finished_study().facts
+
+    def limits(audited: Callable[[TrialFinished], bool]) -> str:
+        told = [
+            replace(fact, outcome=replace(fact.outcome, audited=audited(fact)))
+            if isinstance(fact, TrialFinished) and isinstance(fact.outcome, Measurement)
+            else fact
+            for fact in facts
+        ]
+        return section(report_md(history(told)), "What was not verified")
+
+    assert "audited" not in limits(lambda fact: fact.purpose != "screen")  # screenings decide nothing
+    deciding = [f for f in facts if isinstance(f, TrialFinished) and f.purpose in ("calibrate", "confirm", "final")]
+    scored = sum(isinstance(fact.outcome, Measurement) for fact in deciding)
+    assert f"1 of {scored} deciding trials were not audited" in limits(lambda fact: fact.trial != deciding[0].trial)
 
 
 def test_a_lost_block_is_told() -> None:
