@@ -323,3 +323,42 @@ def long_study(ideas: int = 120, *, direction: Direction = "minimize", seed: int
             total += true
     scribe.finish(gain=total, low=0.8 * total, high=1.2 * total, pairs=5)
     return scribe
+
+
+# A training script with everything that reading and joining sources must keep in its place.
+SCRIPT = '''\
+#!/usr/bin/env python
+"""What this does."""
+import math
+
+# ---- Optimisation, which has
+# a long heading.
+# The step.
+RATE = 1e-3  # range: 1e-4..1e-1 log
+DEPTH: int = 2   # choices: 1, 2, 3; more is slow
+USE_BIAS = False
+ACT = 'relu'  # choices: relu, gelu
+
+
+class Model:
+    """A model."""
+
+    # How wide.
+    width = 4
+
+    def one(self):
+        return 1
+
+    # The second.
+    @property
+    def two(self):
+        return 2
+
+
+def train():
+    return math.pi
+
+
+if __name__ == "__main__":
+    train()
+'''

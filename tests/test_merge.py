@@ -4,6 +4,7 @@ import ast
 from pathlib import Path
 
 import pytest
+from factories import SCRIPT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -12,42 +13,6 @@ from swarm.diff3 import join_lines
 from swarm.merge import MergeConflict, merge, merge_files
 
 BASELINE = (Path(__file__).parent.parent / "baseline" / "train.py").read_text(encoding="utf-8")
-SCRIPT = '''\
-#!/usr/bin/env python
-"""What this does."""
-import math
-
-# ---- Optimisation, which has
-# a long heading.
-# The step.
-RATE = 1e-3  # range: 1e-4..1e-1 log
-DEPTH: int = 2   # choices: 1, 2, 3; more is slow
-USE_BIAS = False
-ACT = 'relu'  # choices: relu, gelu
-
-
-class Model:
-    """A model."""
-
-    # How wide.
-    width = 4
-
-    def one(self):
-        return 1
-
-    # The second.
-    @property
-    def two(self):
-        return 2
-
-
-def train():
-    return math.pi
-
-
-if __name__ == "__main__":
-    train()
-'''
 
 
 EDITS = {  # edits of disjoint units: any two of them join
