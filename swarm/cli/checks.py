@@ -31,10 +31,11 @@ def check_choices(config: Config, task: Task, *, local: int) -> None:
         proposers.check_name(config.proposer.use)
         sandboxes.check_name(config.nodes.sandbox)
     limit = config.nodes.trial_wall_s
-    if task.seconds > limit:
+    longest = task.seconds + task.compile_seconds
+    if longest > limit:
         raise ConfigError(
-            f"{task.name} trains for {task.seconds:g} s (budget.seconds), but nodes.trial_wall_s = {limit:g} kills "
-            f"every trial before; set it to {2 * task.seconds:g} or so, and stop.wall_minutes to hundreds of trainings"
+            f"{task.name} trains for {longest:g} s (budget.seconds), but nodes.trial_wall_s = {limit:g} kills "
+            f"every trial before; set it to {2 * longest:g} or so, and stop.wall_minutes to hundreds of trainings"
         )
 
 
