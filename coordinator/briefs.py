@@ -92,6 +92,7 @@ class Briefs:
             tried=tuple(lines.values()),
             in_flight=tuple(e.admitted.proposal.hypothesis[:WORDS_SHOWN] for e in recent if e.status == "open"),
             explore=occasion.explore,
+            margin=state.rule.margin,
         )
 
     def _for_node(self, common: Brief, uid: str, platform: str) -> Brief:

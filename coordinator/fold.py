@@ -11,12 +11,13 @@ from dataclasses import replace
 from statistics import fmean
 from typing import Any
 
-from coordinator.reproduction import LARGEST_GAIN, Noise, bar
+from coordinator.reproduction import LARGEST_GAIN, NOT_WORSE_BAR, Noise, bar, not_worse
 from coordinator.state import SET_ASIDE, Claim, Drawn, Experiment, Pair, State
 from swarm.records import (
     BlockDrawn,
     BlockLost,
     Carried,
+    ClaimKind,
     ClaimRaised,
     CoordinatorStarted,
     ExperimentAdmitted,
@@ -34,6 +35,7 @@ from swarm.records import (
     Trouble,
     Verdict,
 )
+from swarm.source import is_simpler
 
 ANSWERS_KEPT = 20  # verdicts on a node's claims that it is told of; it has at most one open, so it needs the newest
 
@@ -97,7 +99,8 @@ def _claimed(state: State, fact: ClaimRaised, at: float) -> None:
         _answer(state, fact.node, fact.experiment, f"rejected: {reason}")
         return
     state.experiments[fact.experiment].status = "claimed"
-    _open_claim(state, fact.experiment, fact.candidate, fact.base, fact.node, state.platform_of(fact.node))
+    where = state.platform_of(fact.node)
+    _open_claim(state, fact.experiment, fact.candidate, fact.base, fact.node, where, fact.claim_kind)
 
 
 def _why_not(state: State, fact: ClaimRaised) -> str:
@@ -113,6 +116,8 @@ def _why_not(state: State, fact: ClaimRaised) -> str:
         return f"its base {fact.base[:8]} was never the champion"
     if state.platform_of(fact.node) not in state.noise:
         return "the noise of its Platform is not known yet"
+    if fact.claim_kind == "simplification" and not is_simpler(state.files[fact.candidate], state.files[fact.base]):
+        return "it has no less code than the champion that it simplifies"
     mine = [c for c in state.open_claims.values() if c.node == fact.node and c.base == fact.base and not c.carried]
     return "its branch has an open claim already" if mine else ""
 
@@ -134,14 +139,25 @@ def _carried(state: State, fact: Carried, at: float) -> None:
     if state.open_claims.pop(before.key, None) is not None:  # nothing was measured against its old base
         del state.claims[before.key]
     if (fact.experiment, fact.onto) not in state.claims:
-        _open_claim(state, fact.experiment, fact.candidate, fact.onto, before.node, before.platform, carried=True)
+        node, platform, kind = before.node, before.platform, before.kind
+        _open_claim(state, fact.experiment, fact.candidate, fact.onto, node, platform, kind, carried=True)
 
 
 def _open_claim(
-    state: State, experiment: str, candidate: str, base: str, node: str, platform: str, *, carried: bool = False
+    state: State,
+    experiment: str,
+    candidate: str,
+    base: str,
+    node: str,
+    platform: str,
+    kind: ClaimKind,
+    *,
+    carried: bool = False,
 ) -> None:
+    simpler = kind == "simplification"
+    rule, least = (not_worse(state.rule), NOT_WORSE_BAR) if simpler else (state.rule, bar(state.campaign))
     noise = state.noise[platform]
-    _stand_for(state, Claim(experiment, candidate, base, node, platform, noise, bar(state.campaign), carried))
+    _stand_for(state, Claim(experiment, candidate, base, node, platform, noise, least, rule, kind, carried))
     state.answers.get(node, {}).pop(experiment, None)
 
 
@@ -275,7 +291,8 @@ def _verdict(state: State, fact: Verdict, at: float) -> None:
         if fact.accepted:
             state.accepted[claim.key] = claim
     if claim.pairs or claim.failed:  # one closed without a run (a merge conflict) says nothing of the base rate
-        state.campaign = state.campaign.closed(promoted=fact.accepted)
+        if claim.kind == "gain":  # nor does a simplification, of how rare gains are
+            state.campaign = state.campaign.closed(promoted=fact.accepted)
         state.noise[claim.platform] = state.noise[claim.platform].pooled([pair.gain for pair in claim.pairs])
     if fact.accepted and claim.pairs:
         ratio = sum(p.candidate_cpu_s for p in claim.pairs) / max(1e-9, sum(p.champion_cpu_s for p in claim.pairs))

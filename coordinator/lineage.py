@@ -68,6 +68,7 @@ class Lineage:
         message = (
             f"{title(dossier)}\n\nSwarm-Experiment: {verdict.experiment}\n"
             f"Swarm-Verdict: accepted, {verdict.pairs} pairs, evidence {verdict.likelihood_ratio:.3g}:1\n"
+            f"Swarm-Kind: {verdict.claim_kind}\n"
         )
         commit = self.repo.commit(
             {**dossier.files, **record},

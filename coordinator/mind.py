@@ -20,6 +20,7 @@ from swarm.records import (
     Admission,
     Block,
     BlockLost,
+    Carried,
     ExperimentAdmitted,
     Fact,
     NodeJoined,
@@ -33,6 +34,7 @@ from swarm.records import (
     candidate_id,
     researcher_branch,
 )
+from swarm.source import is_simpler
 
 PROPOSALS_HEARD = 8  # of one report; a researcher keeps two ready
 RETURN_S = 30.0  # at the end, a node whose agent died is waited for this long: starting it again takes about 5 s
@@ -177,7 +179,7 @@ class Mind:
             return self._close(claim, f"{BLOCKS_IN_VAIN} blocks for it were lost or gave no pair", now)
         if len(claim.pairs) == claim.weighed:
             return None
-        decision = decide([pair.gain for pair in claim.pairs], claim.noise, claim.bar, self.rule)
+        decision = decide([pair.gain for pair in claim.pairs], claim.noise, claim.bar, claim.rule)
         if isinstance(decision, Undecided):
             claim.weighed = len(claim.pairs)
             return None
@@ -196,7 +198,7 @@ class Mind:
 
     def _close(self, claim: Claim, reason: str, now: float) -> Verdict:
         gains = [pair.gain for pair in claim.pairs]
-        return self._verdict_of(claim, rejected_for(reason, gains, claim.noise, claim.bar, self.rule), reason, now)
+        return self._verdict_of(claim, rejected_for(reason, gains, claim.noise, claim.bar, claim.rule), reason, now)
 
     def _verdict_of(self, claim: Claim, decision: Accepted | Rejected, reason: str, now: float) -> Verdict:
         trials = tuple(t for pair in claim.pairs for t in (pair.champion_trial, pair.candidate_trial))
@@ -219,6 +221,7 @@ class Mind:
             nodes=len(nodes),
             reason=reason + where,
             at=now,
+            claim_kind=claim.kind,
         )
 
     def _where(self, claim: Claim, nodes: set[str]) -> str:
@@ -250,7 +253,10 @@ class Mind:
 
     def _carried(self, claim: Claim, now: float) -> Fact | str:
         files, champion = self.state.files, self.state.champion
-        return carry(claim.experiment, files[claim.base], files[claim.candidate], files[champion], champion, now)
+        carried = carry(claim.experiment, files[claim.base], files[claim.candidate], files[champion], champion, now)
+        if claim.kind == "simplification" and isinstance(carried, Carried):
+            return carried if is_simpler(carried.files, files[champion]) else "the moved champion has as little code"
+        return carried
 
     # --- leases ---
 

@@ -140,7 +140,8 @@ def title(dossier: PromotionDossier) -> str:
     change = inline(dossier.experiment.proposal.hypothesis, SHORT_CHANGE) or "an idea without words"
     difference = f"{means.candidate - means.champion:+{number}}"
     scores = f"{means.candidate:{number}} (parent {means.champion:{number}}, {difference}, n={means.pairs})"
-    return f"[record] {change}: {scores}"
+    mark = "simplification" if dossier.verdict.claim_kind == "simplification" else "record"
+    return f"[{mark}] {change}: {scores}"
 
 
 def request_body(dossier: PromotionDossier) -> str:
@@ -184,6 +185,7 @@ def _decision(dossier: PromotionDossier) -> str:
     evidence = f"evidence {verdict.likelihood_ratio:.3g}:1 against a bar of {verdict.bar:.3g}:1"
     size = f"noise s = {verdict.noise:.2g}, {_count(verdict.pairs, 'pair')} on {_count(verdict.nodes, 'node')}"
     word = "accepted" if verdict.accepted else "rejected"
+    word += " as a simplification: less code, and not worse by the margin" * (verdict.claim_kind == "simplification")
     return f"**Decision: {word}.** {effect}; {evidence}; {size}. {inline(verdict.reason, 300)}".rstrip()
 
 

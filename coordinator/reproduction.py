@@ -34,6 +34,8 @@ HOLDOUT_SHARE = 2.0 / 3.0  # at 1/2 every fifth promotion is false where 1 of 10
 LOWEST_BAR = 30.0  # even where every idea is good, 30:1 is the least we call reproduced
 PRIOR_ODDS_FACTOR = 4.0  # (1 - l) / l for a local false-discovery rate of l = 0.2 at the boundary
 PRIOR_PROMOTIONS, PRIOR_CONFIRMATIONS = 1.0, 20.0  # a new study behaves as if 1 of 20 confirmations had won
+NOT_WORSE_BAR = 20.0  # a fair bet on "it loses the margin" grows so much with a chance of at most 1 in 20
+NOT_WORSE_REJECT = 0.1  # at 0.5, as for gains, half of the edits that change nothing would be turned away
 FORGETTING = 1.0 - 1.0 / 150.0  # per confirmation: ideas get harder to find as a study ages
 
 
@@ -55,18 +57,29 @@ class Rule:
     """The gain that is tested against 0: 2 sd of a single run when seeds do not correlate."""
     clip: float = 3.0
     """Larger paired gains count as this, so that no single run carries a Verdict."""
+    null: float = 0.0
+    """The gain that `d1` is tested against; an acceptance says that the true gain is larger."""
+    margin: float = 0.75
+    """What a simplification must be shown not to lose."""
+    margin_pairs: int = 20
+    """Pairs that this may take: 9 to 12 on average, and the smaller the margin, the more."""
 
 
 _RULES: dict[Dial, Rule] = {
-    "economy": Rule(screen_margin=0.8, reject_below=0.6),
+    "economy": Rule(screen_margin=0.8, reject_below=0.6, margin=1.0, margin_pairs=12),
     "standard": Rule(),
-    "thorough": Rule(screen_margin=0.0, reject_below=0.25, max_pairs=16, d1=1.2),
+    "thorough": Rule(screen_margin=0.0, reject_below=0.25, max_pairs=16, d1=1.2, margin=0.5, margin_pairs=40),
 }
 
 
 def rule_for(dial: Dial) -> Rule:
     """The rule at a setting of the study's dial."""
     return _RULES[dial]
+
+
+def not_worse(rule: Rule) -> Rule:
+    """The same test for a simplification: it gains nothing, against it loses the margin. Its bar: `NOT_WORSE_BAR`."""
+    return replace(rule, null=-rule.margin, d1=0.0, reject_below=NOT_WORSE_REJECT, max_pairs=rule.margin_pairs)
 
 
 @dataclass(frozen=True)
@@ -234,11 +247,11 @@ def screen_passes(gain: float, noise: Noise, rule: Rule) -> bool:
 
 
 def likelihood_ratio(xs: Sequence[float], rule: Rule) -> float:
-    """How much better a gain of d1 explains the paired gains `xs` (in units of s) than a gain of 0 does."""
+    """How much better a gain of d1 explains the paired gains `xs` (in units of s) than the null gain does."""
     clipped = [max(-rule.clip, min(rule.clip, x)) for x in xs]
-    around_zero = rule.d0 + math.fsum(x * x for x in clipped)
+    around_null = rule.d0 + math.fsum((x - rule.null) ** 2 for x in clipped)
     around_gain = rule.d0 + math.fsum((x - rule.d1) ** 2 for x in clipped)
-    return math.exp((rule.d0 + len(clipped)) / 2 * math.log(around_zero / around_gain))
+    return math.exp((rule.d0 + len(clipped)) / 2 * math.log(around_null / around_gain))
 
 
 def decide(gains: Sequence[float], noise: Noise, bar: float, rule: Rule) -> Decision:
@@ -305,14 +318,16 @@ def _settle(gains: Sequence[float], noise: Noise, bar: float, rule: Rule) -> Dec
     believed, n = _believed(rule, noise), len(gains)
     interval = _moderated_interval(gains, noise.sd, believed.d0)
     ratio = likelihood_ratio([gain / noise.sd for gain in gains], believed)
-    found = f"{_described(gains, interval)}, evidence {ratio:.3g}:1"
+    question = f" that it loses less than {-rule.null * noise.sd:.3g}" if rule.null else ""
+    found = f"{_described(gains, interval)}, evidence {ratio:.3g}:1{question}"
     if ratio <= rule.reject_below:
         told = f"rejected: {found}, and {rule.reject_below:g}:1 or less ends it"
         return Rejected(interval.mean, interval, ratio, bar, noise.sd, told)
     # The clip hides how bad a wild run was: what lost more than it gained is not accepted, whatever the ratio says.
-    if ratio >= bar and n >= rule.min_pairs and interval.mean > 0.0:
+    if ratio >= bar and n >= rule.min_pairs and interval.mean > rule.null * noise.sd:
         told = f"accepted: {found} against a bar of {bar:.3g}"
-        return Accepted(SHRINKAGE * interval.mean, interval, ratio, bar, noise.sd, told)
+        effect = interval.mean * (SHRINKAGE if interval.mean > 0.0 else 1.0)  # a simplification's loss is told whole
+        return Accepted(effect, interval, ratio, bar, noise.sd, told)
     if n >= rule.max_pairs:
         told = f"rejected: {found} against a bar of {bar:.3g}, and {n} pairs are the most"
         return Rejected(interval.mean, interval, ratio, bar, noise.sd, told)

@@ -306,10 +306,9 @@ class Service:
             self.mind.postpone_promotion(self.clock() + FORGE_RETRY_S)
             self._trouble("forge", str(error))
             return []
-        now = self.clock()
-        return [
-            Promotion(action.number, claim.experiment, claim.candidate, claim.base, request.commit, opened.name, now)
-        ]
+        now, number, commit = self.clock(), action.number, request.commit
+        claimed = claim.experiment, claim.candidate, claim.base
+        return [Promotion(number, *claimed, commit, opened.name, now, claim.kind)]
 
     def _dossier(self, claim: Claim, number: int) -> PromotionDossier:
         state = self.mind.state

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from coordinator.reproduction import Campaign, Noise, Rule
 from swarm.records import (
     BlockDrawn,
+    ClaimKind,
     Direction,
     ExperimentAdmitted,
     Files,
@@ -52,6 +53,8 @@ class Claim:
     platform: str
     noise: Noise  # frozen when the claim was raised
     bar: float  # likewise
+    rule: Rule  # likewise
+    kind: ClaimKind = "gain"
     carried: bool = False  # by the coordinator, onto a champion that had moved; no longer anybody's branch tip
     pairs: list[Pair] = field(default_factory=list)
     drawn: Counter[str] = field(default_factory=Counter)  # node -> blocks that it was given for this claim

@@ -34,7 +34,7 @@ class Step(NamedTuple):
     total: float
     """Published gains summed up to here."""
     change: str
-    """Untrusted text: every idea that it brings, the claimed one first."""
+    """Untrusted text: every idea that it brings, the claimed one first, behind the kind where it is no gain."""
     lines: Lines
 
 
@@ -52,11 +52,15 @@ def steps(history: History) -> tuple[Step, ...]:
                 scores=_candidate_scores(history.pairs(verdict)) if verdict else (),
                 gain=gain,
                 total=gain + (found[-1].total if found else 0.0),
-                change="; ".join(experiment.hypothesis for experiment in history.stacked(promotion)),
+                change=_kind(promotion) + "; ".join(e.hypothesis for e in history.stacked(promotion)),
                 lines=lines_changed(history.files.get(promotion.base, {}), history.files.get(promotion.candidate, {})),
             )
         )
     return tuple(found)
+
+
+def _kind(promotion: Promotion) -> str:
+    return "" if promotion.claim_kind == "gain" else f"{promotion.claim_kind}: "
 
 
 def _candidate_scores(pairs: Iterable[Pair]) -> tuple[float, ...]:

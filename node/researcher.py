@@ -13,6 +13,7 @@ from typing import ClassVar, NamedTuple
 
 from pydantic import ConfigDict
 
+from node.screening import claimable, reason, simplifies
 from node.trial import TrialRun
 from swarm.errors import ProposalError
 from swarm.merge import MergeConflict, merge_files
@@ -243,8 +244,10 @@ class Researcher:
         self._update(admitted=tuple(p for p in memory.admitted if p.idea != proposal.idea))
         gain = self._gain(score, memory.tip_score)
         over = self._gain(score, memory.champion_score)
-        kept = gain is not None and gain > 0
-        fact = self._fate(proposal, _reason(gain, kept, outcome), now, kept=kept, gain=gain, over=over)
+        better = gain is not None and gain > 0
+        kept = better or simplifies(proposal.files, memory.tip_files, over, self.brief)
+        told = reason(outcome, better=better, kept=kept)
+        fact = self._fate(proposal, told, now, kept=kept, gain=gain, over=over)
         self._heard.append(Heard(proposal.idea, gain))
         if not kept:
             return [fact]
@@ -276,12 +279,14 @@ class Researcher:
     def _claim_if_due(self, now: float) -> list[Fact]:
         memory, brief = self.memory, self.brief
         gain = self._gain(memory.tip_score, memory.champion_score)
-        if brief is None or brief.noise is None or memory.claim or gain is None or memory.tip == memory.champion:
+        if brief is None or memory.claim or gain is None or memory.tip == memory.champion:
             return []
-        if memory.tip_experiment in memory.claimed or gain <= brief.screen_margin * brief.noise:
+        kind = claimable(memory.tip_files, brief, gain)
+        if kind is None or memory.tip_experiment in memory.claimed:
             return []
         self._update(claim=memory.tip_experiment, claimed=(*memory.claimed, memory.tip_experiment))
-        return [ClaimRaised(memory.tip_experiment, memory.tip, memory.champion, memory.node, memory.branch, gain, now)]
+        claimed = memory.tip_experiment, memory.tip, memory.champion
+        return [ClaimRaised(*claimed, memory.node, memory.branch, gain, now, kind)]
 
     def _close_claim(self, verdicts: Mapping[str, str], now: float) -> list[Fact]:
         verdict = verdicts.get(self.memory.claim, "")
@@ -387,10 +392,3 @@ def _carried(proposal: Proposal, base: Files, onto: Files, parent: str) -> Propo
         return replace(proposal, files=files, parent=parent, idea=idea_hash(files))
     except (MergeConflict, ProposalError):
         return None
-
-
-def _reason(gain: float | None, kept: bool, outcome: Measurement | Failure) -> str:
-    if isinstance(outcome, Failure):
-        return f"failed: {outcome.reason}: {outcome.message}"
-    assert gain is not None or not kept
-    return "better than the branch tip on the same seed" if kept else "not better than the branch tip on the same seed"

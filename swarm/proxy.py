@@ -50,7 +50,7 @@ def proxy_health(told: History) -> Health:
 
 def _points(told: History, experiment: Experiment) -> Iterator[tuple[float, float]]:
     claim = next((claim for claim in experiment.claims if isinstance(claim, ClaimRaised)), None)
-    if claim is None:
+    if claim is None or claim.claim_kind != "gain":
         return
     for verdict in experiment.verdicts:
         gains = _gains(told, verdict)

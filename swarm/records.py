@@ -22,6 +22,7 @@ STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 Purpose = Literal["calibrate", "reference", "screen", "confirm", "final", "reproduce"]
 Direction = Literal["minimize", "maximize"]
+ClaimKind = Literal["gain", "simplification"]  # it is better; or it has less code and is not worse by a margin
 Files = Mapping[str, str]  # path inside the task folder -> text
 
 
@@ -398,6 +399,7 @@ class ClaimRaised:
     branch: str
     gain: float  # of screening; shown, never evidence
     at: float
+    claim_kind: ClaimKind = "gain"
     kind: Literal["claim_raised"] = "claim_raised"
 
     @property
@@ -442,6 +444,7 @@ class Verdict:
     nodes: int
     reason: str
     at: float
+    claim_kind: ClaimKind = "gain"
     kind: Literal["verdict"] = "verdict"
 
     @property
@@ -461,6 +464,7 @@ class Promotion:
     commit: str
     request: str  # the forge's name for the pull request
     at: float
+    claim_kind: ClaimKind = "gain"
     kind: Literal["promotion"] = "promotion"
 
     @property
@@ -574,6 +578,7 @@ class Brief:
     tried: tuple[Tried, ...]
     in_flight: tuple[str, ...]  # hypotheses that others are testing now
     explore: bool  # False near the end: confirmations and the final comparison only
+    margin: float = 0.0  # in units of s; what a tip with less code may lose and still be claimed
 
 
 @dataclass(frozen=True)

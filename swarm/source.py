@@ -88,6 +88,47 @@ def _is_docstring(body: Sequence[ast.stmt]) -> bool:
     return isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str)
 
 
+# --- how much of it there is -----------------------------------------------------------------------------
+
+
+class Size(NamedTuple):
+    """How much code there is to read, however it is laid out; comments and docstrings do not count."""
+
+    lines: int
+    nodes: int  # of the syntax trees
+
+
+def is_simpler(files: Files, than: Files) -> bool:
+    """Whether lines are gone, and the syntax tree did not grow: squeezing two statements into one is no simplification.
+
+    What does not parse is not simpler than anything.
+    """
+    try:
+        ours, theirs = _size(files), _size(than)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return False
+    return ours.lines < theirs.lines and ours.nodes <= theirs.nodes
+
+
+def _size(files: Files) -> Size:
+    sizes = [_size_of_python(text) if path.endswith(".py") else _size_of_text(text) for path, text in files.items()]
+    return Size(sum(size.lines for size in sizes), sum(size.nodes for size in sizes))
+
+
+def _size_of_python(text: str) -> Size:
+    tree = parse(text)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            node.body = node.body[1:] if _is_docstring(node.body) else node.body
+    nodes = sum(not isinstance(node, ast.expr_context) for node in ast.walk(tree))
+    return Size(_size_of_text(ast.unparse(tree)).lines, nodes)
+
+
+def _size_of_text(text: str) -> Size:
+    lines = sum(bool(line.strip()) for line in lines_of(text))
+    return Size(lines, lines)
+
+
 # --- telling what an edit does ---------------------------------------------------------------------------
 
 

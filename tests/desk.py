@@ -13,6 +13,7 @@ from swarm.config import parse_config
 from swarm.records import (
     BlockDrawn,
     BlockLost,
+    ClaimKind,
     ClaimRaised,
     CoordinatorStarted,
     ExperimentAdmitted,
@@ -152,7 +153,8 @@ class Desk:
 
     def _promotion(self, action: Promote) -> Promotion:
         claim = self.state.claims[action.claim]
-        return Promotion(action.number, claim.experiment, claim.candidate, claim.base, "sha", "local#1", self.now)
+        claimed = claim.experiment, claim.candidate, claim.base
+        return Promotion(action.number, *claimed, "sha", "local#1", self.now, claim.kind)
 
     def orders(self, name: str) -> Orders:
         return self.mind.orders(f"uid-{name}", (), self.now)
@@ -201,10 +203,13 @@ class Desk:
         self.report(self.heard(f"uid-{name}"))
         return next(fact for fact in facts if isinstance(fact, ExperimentAdmitted))
 
-    def claim(self, name: str, idea: Proposal, base: Mapping[str, str] = BASELINE) -> list[Fact]:
+    def claim(
+        self, name: str, idea: Proposal, base: Mapping[str, str] = BASELINE, kind: ClaimKind = "gain"
+    ) -> list[Fact]:
         """A node admits, keeps and claims an idea."""
         self.admit(name, idea)
-        return self.report(self.heard(f"uid-{name}", facts=(self.kept(name, idea), self.claims(name, idea, base))))
+        claim = replace(self.claims(name, idea, base), claim_kind=kind)
+        return self.report(self.heard(f"uid-{name}", facts=(self.kept(name, idea), claim)))
 
     def kept(self, name: str, idea: Proposal) -> Screened:
         candidate, branch = candidate_id(idea.files), researcher_branch(STUDY, name)

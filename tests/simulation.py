@@ -59,6 +59,7 @@ class World:
     """What is true, and what time it is."""
 
     effects: Mapping[str, float]  # switch -> true gain when it is on
+    lines: Mapping[str, float] = field(default_factory=dict)  # a line that may be cut -> true gain without it
     seed_sd: float = 0.012  # common to all candidates with one seed
     own_sd: float = 0.004  # of one candidate's run
     slow: Mapping[str, float] = field(default_factory=dict)  # switch -> factor on CPU time
@@ -74,13 +75,15 @@ class World:
 
     def source(self) -> str:
         """A baseline whose switches are all off."""
-        return "".join(f"{name} = False\n" for name in self.effects) + "print('hello')\n"
+        lines = "".join(f"{name} = 0\n" for name in self.lines)
+        return "".join(f"{name} = False\n" for name in self.effects) + lines + "print('hello')\n"
 
     def outcome(self, spec: TrialSpec) -> Outcome:
         on = [name for name in self.effects if f"{name} = True" in spec.files["train.py"]]
         if self.crash.intersection(on):
             return Failure("candidate", "crash", "RuntimeError: no")
         score = 2.0 - sum(self.effects[name] for name in on)
+        score -= sum(gain for name, gain in self.lines.items() if f"{name} = 0" not in spec.files["train.py"])
         score += Random(f"seed {spec.seed}").gauss(0, self.seed_sd)
         score += Random(f"{spec.candidate} {spec.seed}").gauss(0, self.own_sd)
         cpu = 5.0
@@ -162,15 +165,15 @@ class SimulatedNode:
             tries += 1
             tip = self.researcher.memory.tip_files["train.py"]
             known = self.world.ideas.get(self.name, tuple(self.world.effects))
-            off = [name for name in known if f"{name} = False" in tip]
-            if not off:
+            edits = {f"Switch {name} on": (f"{name} = False\n", f"{name} = True\n") for name in known}
+            edits |= {f"Cut {name}": (f"{name} = 0\n", "") for name in self.world.lines}
+            left = [hypothesis for hypothesis, (before, _) in edits.items() if before in tip]
+            if not left:
                 return
-            name = self.random.choice(off)
-            files = {"train.py": tip.replace(f"{name} = False", f"{name} = True")}
+            hypothesis = self.random.choice(left)
+            files = {"train.py": tip.replace(*edits[hypothesis])}
             parent = self.researcher.memory.tip
-            self.researcher.offer(
-                Proposal(idea_of(files["train.py"]), parent, f"Switch {name} on", "", files, "scripted")
-            )
+            self.researcher.offer(Proposal(idea_of(files["train.py"]), parent, hypothesis, "", files, "scripted"))
 
     def _start(self, at: float) -> bool:
         if self.draining:

@@ -722,3 +722,54 @@ def test_whatever_happens_the_mind_comes_to_rest_and_its_ledger_tells_the_same(d
     open_keys = {key for key, claim in desk.state.claims.items() if claim.verdict is None}
     assert open_keys == set(desk.state.open_claims)
     assert len({f.key for f in desk.of(Verdict)}) == len(desk.of(Verdict))
+
+
+# --- simplifications -------------------------------------------------------------------------------------
+
+SHORT = {"train.py": BASELINE["train.py"].replace("D = 0\n", "")}
+LESS = proposal(SHORT)
+
+
+def decided(desk: Desk) -> Verdict:
+    verdict = desk.of(Verdict)[-1]
+    assert isinstance(verdict, Verdict)
+    return verdict
+
+
+def test_less_code_that_loses_nothing_is_promoted_as_a_simplification() -> None:
+    desk = ready("ant", "bee")
+    campaign = desk.state.campaign
+    desk.claim("ant", LESS, kind="simplification")
+    desk.confirm({})
+    assert decided(desk).accepted and decided(desk).claim_kind == "simplification"
+    assert [fact.claim_kind for fact in desk.of(Promotion) if isinstance(fact, Promotion)] == ["simplification"]
+    assert desk.state.champion == candidate_id(SHORT)
+    assert desk.state.campaign == campaign  # it says nothing of how rare gains are
+
+
+def test_less_code_that_loses_more_than_the_margin_is_rejected() -> None:
+    desk = ready("ant", "bee")
+    desk.claim("ant", LESS, kind="simplification")
+    desk.confirm({candidate_id(SHORT): 2.05})
+    assert not decided(desk).accepted and not desk.of(Promotion)
+
+
+def test_a_simplification_without_less_code_is_refused_at_once_whatever_its_gain() -> None:
+    desk = ready("ant", "bee")
+    desk.claim("ant", GOOD, kind="simplification")
+    assert not desk.outstanding("confirm")
+    assert desk.state.answers["uid-ant"][GOOD.idea] == (
+        "rejected: it has no less code than the champion that it simplifies"
+    )
+
+
+def test_a_simplification_of_which_the_moved_champion_leaves_no_less_code_is_closed() -> None:
+    also = proposal(edited(SHORT, A=1))
+    desk = ready("ant", "bee")
+    desk.claim("ant", LESS, kind="simplification")
+    desk.claim("bee", also, kind="simplification")
+    desk.confirm({})
+    assert desk.state.champion == candidate_id(SHORT)  # onto it, the other one only changes A
+    assert not desk.of(Carried)
+    assert "the moved champion has as little code" in desk.state.answers["uid-bee"][also.idea]
+    assert desk.replayed().state == desk.state

@@ -97,6 +97,15 @@ def test_the_title_names_the_change_and_both_means() -> None:
     )
 
 
+def test_a_simplification_is_called_one() -> None:
+    dossier = replace(example(), verdict=replace(example().verdict, claim_kind="simplification"))
+    assert title(dossier).startswith("[simplification] Raise LR")
+    assert "**Decision: accepted as a simplification: less code, and not worse by the margin.**" in request_body(
+        dossier
+    )
+    assert json.loads(record_json(dossier))["verdict"]["claim_kind"] == "simplification"
+
+
 def test_the_body_is_one_screen_with_every_run() -> None:
     assert (
         request_body(example())

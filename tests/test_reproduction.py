@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from coordinator.reproduction import (
     LARGEST_GAIN,
+    NOT_WORSE_BAR,
     SEED_SCORES_MAX_DF,
     SHRINKAGE,
     Accepted,
@@ -24,6 +25,7 @@ from coordinator.reproduction import (
     bar,
     decide,
     likelihood_ratio,
+    not_worse,
     paired_interval,
     rejected_for,
     rule_for,
@@ -421,6 +423,49 @@ def test_noise_from_two_seeds_does_not_open_the_gate() -> None:
         accepted += isinstance(decide(gains, noise, NEW_STUDY, STANDARD), Accepted)
     # Taken at its word, s from one degree of freedom lets 4.3 % through; Ville's inequality at a bar of 76 allows 1.3 %
     assert accepted / runs <= 1.0 / NEW_STUDY + _four_sd(1.0 / NEW_STUDY, runs)
+
+
+# --- simplifications --------------------------------------------------------------------------------------------------
+
+
+def _simplify(gain_in_margins: float, dial: Dial, runs: int, seed: int, df: int) -> list[Decision]:
+    """Edits with less code: s is estimated anew for each from `df` degrees of freedom, and the margin with it."""
+    rng, rule = np.random.default_rng(seed), not_worse(rule_for(dial))
+    decisions = []
+    for _ in range(runs):
+        noise = Noise(float(rng.chisquare(df)), df, 1e-6)
+        gains = rng.normal(gain_in_margins * rule_for(dial).margin * noise.sd, 1.0, rule.max_pairs)
+        decisions.append(decide(gains.tolist(), noise, NOT_WORSE_BAR, rule))
+    return decisions
+
+
+@pytest.mark.parametrize("df", [7, 40])
+@pytest.mark.parametrize("dial", ["economy", "standard", "thorough"])
+def test_code_that_loses_the_margin_passes_as_a_simplification_once_in_twenty_at_most(dial: Dial, df: int) -> None:
+    runs = 1_500
+    assert _share_accepted(_simplify(-1.0, dial, runs, 6, df)) <= 0.05 + _four_sd(0.05, runs)
+    assert _share_accepted(_simplify(-2.0, dial, runs, 7, df)) <= 0.005 + _four_sd(0.005, runs)
+
+
+@pytest.mark.parametrize("dial", ["economy", "standard", "thorough"])
+def test_code_that_loses_nothing_passes_as_a_simplification_three_times_in_four(dial: Dial) -> None:
+    runs = 1_000
+    decisions = _simplify(0.0, dial, runs, 8, 40)
+    assert _share_accepted(decisions) >= 0.75 - _four_sd(0.75, runs)
+    assert max(decision.pairs for decision in decisions) <= rule_for(dial).margin_pairs
+
+
+def test_a_simplification_is_reported_with_the_margin_and_with_all_of_its_loss() -> None:
+    decision = decide([-0.1, 0.1, -0.2] * 4, UNIT, NOT_WORSE_BAR, not_worse(STANDARD))
+    assert isinstance(decision, Accepted)
+    assert decision.effect == decision.interval.mean < 0.0  # not shrunken
+    assert "evidence" in decision.reason and ":1 that it loses less than 0.75 against a bar of 20" in decision.reason
+
+
+@given(confirmations, dials)
+def test_no_simplification_is_accepted_that_lost_the_margin_on_average(gains: list[float], dial: Dial) -> None:
+    decision = decide(gains, UNIT, NOT_WORSE_BAR, not_worse(rule_for(dial)))
+    assert not isinstance(decision, Accepted) or decision.interval.mean > -rule_for(dial).margin
 
 
 def test_interval_of_five_pairs_holds_the_true_gain_as_often_as_it_says() -> None:

@@ -401,3 +401,43 @@ def test_killed_anywhere_it_goes_on_where_it_was(kill_at: int) -> None:
     assert [claim.key for claim in killed.claims()] == [claim.key for claim in calm.claims()]
     ignored = {"sequence": 0, "attempts": 0, "issued": ""}
     assert replace(killed.memory, **ignored) == replace(calm.memory, **ignored)  # type: ignore[arg-type]
+
+
+# --- simplifications -------------------------------------------------------------------------------------
+
+SHORT = {"train.py": BASELINE["train.py"].replace("D = 0\n", "")}
+
+
+def screened(files: Files, loss: float, margin: float = 0.75) -> Lab:
+    """One idea that is so much worse than the champion on the screening seed."""
+    lab = Lab()
+    lab.hear(lab.brief(margin=margin))
+    lab.run(measured(2.0))
+    lab.offer(files)
+    lab.run(measured(2.0 + loss))
+    return lab
+
+
+@pytest.mark.parametrize("loss", [-5 * NOISE, -0.003, 0.0, 0.7 * NOISE])
+def test_less_code_within_the_margin_is_kept_and_claimed_as_a_simplification(loss: float) -> None:
+    lab = screened(SHORT, loss)
+    assert lab.memory.tip == candidate_id(SHORT)
+    (claim,) = lab.claims()
+    assert claim.claim_kind == "simplification" and claim.gain == pytest.approx(-loss)
+
+
+def test_less_code_that_loses_more_than_the_margin_is_dropped() -> None:
+    lab = screened(SHORT, 0.8 * NOISE)
+    assert lab.memory.tip == candidate_id(BASELINE) and not lab.claims()
+
+
+def test_as_much_code_is_never_a_simplification() -> None:
+    lab = screened(D1, 0.0)
+    assert lab.memory.tip == candidate_id(BASELINE) and not lab.claims()
+    assert not screened(D1, -0.1 * NOISE).claims()
+
+
+def test_a_refuted_simplification_leaves_the_branch_on_the_champion() -> None:
+    lab = screened(SHORT, 0.0)
+    lab.hear(replace(lab.last, version="2", verdicts={lab.claims()[0].experiment: "rejected: it lost too much"}))
+    assert lab.memory.tip == candidate_id(BASELINE)

@@ -344,3 +344,18 @@ def run_to_the_end(swarm: Swarm) -> int:
         except Killed:
             continue
     raise AssertionError("the study did not end within 200 lives")
+
+
+def test_code_that_is_not_needed_is_cut_and_code_that_is_needed_stays(tmp_path: Path) -> None:
+    lines = {"DEAD": 0.0, "NEEDED": -0.05}
+    swarm = Swarm(tmp_path, World({"BAD": -0.03}, lines=lines), settings={"stop": {"wall_minutes": 40}})
+    service = swarm.run()
+    champion = service.mind.state.files[service.mind.state.champion]["train.py"]
+    assert "DEAD" not in champion and "NEEDED" in champion
+    (promotion,) = (fact for fact in swarm.facts() if isinstance(fact, Promotion))
+    assert promotion.claim_kind == "simplification"
+    (commit,) = service.repo.log(promotion.commit, 1)
+    assert commit.subject.startswith("[simplification] Cut DEAD")
+    assert commit.trailer("Swarm-Kind") == "simplification"
+    assert "simplification: Cut DEAD" in (service.study.folder / "LEADERBOARD.md").read_text()
+    assert "1. simplification: Cut DEAD" in (service.study.folder / "report.md").read_text()

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from swarm.constants import Constant, Value, constants, rewrite, rounded
 from swarm.errors import ProposalError
-from swarm.source import describe_edit, idea_hash, lines_changed
+from swarm.source import describe_edit, idea_hash, is_simpler, lines_changed
 
 BASELINE = (Path(__file__).parent.parent / "baseline" / "train.py").read_text(encoding="utf-8")
 
@@ -168,3 +168,46 @@ def test_an_edit_is_described_as_a_diff_of_limited_length() -> None:
     assert lines_changed(before, after) == (2, 1)
     assert len(describe_edit({}, {"a.py": "x = 1\n" * 9_999}, limit=500)) == 500
     assert describe_edit(before, before) == "" and lines_changed(before, before) == (0, 0)
+
+
+# --- how much of it there is -----------------------------------------------------------------------------
+
+LONG = """
+def step(x):
+    \"\"\"A step.\"\"\"
+    y = x + 1
+    # nothing
+    if y > 3:
+        y = 3
+    return y
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "simpler"),
+    [
+        (LONG.replace("    if y > 3:\n        y = 3\n", ""), True),
+        (LONG.replace("    y = x + 1\n", "").replace("return y", "return x"), True),
+        (LONG.replace("    # nothing\n", "").replace('    """A step."""\n', ""), False),  # nobody runs these
+        (LONG.replace("y > 3:\n        y", "y > 3: y"), False),  # the same, on fewer lines
+        (LONG.replace("y = x + 1", "y, z = x + 1, 2").replace("    if y > 3:\n        y = 3\n", ""), True),
+        (LONG.replace("    y = x + 1\n", "").replace("y", "(x + 1 if x + 1 <= 3 else 3 + 0 * x)"), False),  # golf
+        (LONG + "z = 1\n", False),
+        ("def step(", False),
+    ],
+)
+def test_simpler_is_less_to_read_however_it_is_laid_out(text: str, simpler: bool) -> None:
+    assert is_simpler({"train.py": text}, {"train.py": LONG}) is simpler
+
+
+def test_lines_of_other_files_count_and_nothing_is_simpler_than_itself() -> None:
+    assert is_simpler({"a.txt": "one\n\n"}, {"a.txt": "one\ntwo\n"})
+    assert not is_simpler({"train.py": BASELINE}, {"train.py": BASELINE})
+
+
+@settings(max_examples=30)
+@given(st.permutations(BASELINE.split("\n\n\n")), st.integers(1, 9))
+def test_whatever_is_cut_from_the_baseline_only_one_of_the_two_is_simpler(parts: list[str], cut: int) -> None:
+    whole, rest = {"train.py": "\n\n\n".join(parts)}, {"train.py": "\n\n\n".join(parts[cut:])}
+    assert not (is_simpler(whole, rest) and is_simpler(rest, whole))
+    assert not is_simpler(whole, rest)

@@ -84,7 +84,8 @@ class Teller:
                 fate = "kept   " if fact.kept else "aside  " if "the branch moved" in fact.reason else "dropped"
                 return f"{fate} {self._experiment(fact.experiment)}{gain}: {fact.reason}"
             case ClaimRaised():
-                return f"claim   {self._experiment(fact.experiment)} beats the champion by {fact.gain:.4f} on one seed"
+                does = "simplifies" if fact.claim_kind == "simplification" else "beats"
+                return f"claim   {self._experiment(fact.experiment)} {does} the champion: {fact.gain:+.4f} on one seed"
             case BlockDrawn() if fact.purpose == "confirm":
                 ideas = ", ".join(f"experiment {self._numbers.get(e, '?')}" for e in fact.experiments)
                 return f"confirm {ideas} on fresh seed {fact.seeds[0]} at {self._node(fact.node)}"
@@ -97,7 +98,8 @@ class Teller:
                 why = fact.reason.removeprefix(f"{word}: ")
                 return f"{word.upper() if fact.accepted else word} {self._experiment(fact.experiment)}: {why}"
             case Promotion():
-                return f"PROMOTED {self._experiment(fact.experiment)}: pull request {fact.request}"
+                kind = "" if fact.claim_kind == "gain" else f"{fact.claim_kind}, "
+                return f"PROMOTED {self._experiment(fact.experiment)}: {kind}pull request {fact.request}"
             case Spent():
                 tokens = fact.usage.input_tokens + fact.usage.output_tokens
                 return f"spent {fact.usage.dollars:.4f} dollars, {tokens} tokens"
