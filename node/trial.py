@@ -112,6 +112,7 @@ class _Trial:
     ) -> None:
         self.spec, self.workshop, self.split = spec, workshop, split
         self.on_phase, self.stop = on_phase, stop
+        self.scale = workshop.task.scale if spec.purpose == "transfer" else None
         self.started_at = 0.0
         self.cpu_s = 0.0
         self.log = ""
@@ -141,7 +142,8 @@ class _Trial:
         code = self._code(home)
         unbundle({**others, **frozen, **own}, code)
         if data is not None and task.tokens:
-            write_stream(home / "budget.bin", data.folder / "train" / "tokens.bin", spec.seed, task.tokens)
+            count = task.tokens * (self.scale.tokens if self.scale else 1)
+            write_stream(home / "budget.bin", data.folder / "train" / "tokens.bin", spec.seed, count)
         for path in (*frozen, *own):
             (code / path).chmod(0o444)
 
@@ -158,7 +160,7 @@ class _Trial:
             shown = data.folder / "train" if task.score == "answers" else data.folder
             values |= {"data": shown, "budget": budget}
             readable = (code, shown, budget) if task.tokens else (code, shown)
-        argv = command(task.commands.train, code, values)
+        argv = command(task.commands.train, code, values) + (self.scale.arguments if self.scale else ())
         box = self._box(argv, readable, home / "box", home)
         self.started_at = self.workshop.now()
         with self._running(box, "train", home) as watch:

@@ -33,6 +33,7 @@ from swarm.records import (
     candidate_id,
     researcher_branch,
 )
+from swarm.scale import Scale
 from swarm.source import idea_hash
 
 PLATFORM = Platform("cpu", "none", "none", "1 token")
@@ -94,6 +95,7 @@ class Desk:
     """A mind, its ledger, and what its nodes last said."""
 
     settings: Mapping[str, object] = field(default_factory=dict)
+    scale: Scale | None = None
     now: float = START
     facts: list[tuple[Fact, float]] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
@@ -102,7 +104,7 @@ class Desk:
         plain: dict[str, object] = {"study": STUDY, "seed": 3, "stop": {"wall_minutes": 600, "final_minutes": 100}}
         plain["decision"] = {"calibration_pairs": 2}
         self.config = parse_config({**plain, **self.settings}, "test")
-        self.mind = Mind(self.config, cpu_limit=2.0)
+        self.mind = Mind(self.config, cpu_limit=2.0, scale=self.scale)
         self.keys: set[str] = set()
         self.commit([
             StudyOpened(STUDY, 3, "score", "minimize", candidate_id(BASELINE), BASELINE, "{}", self.now),
@@ -160,7 +162,7 @@ class Desk:
 
     def replayed(self) -> Mind:
         """Another mind that has read the same ledger."""
-        again = Mind(self.config, cpu_limit=2.0)
+        again = Mind(self.config, cpu_limit=2.0, scale=self.scale)
         for fact, at in self.facts:
             again.absorb(fact, at)
         return again
