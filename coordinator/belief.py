@@ -109,7 +109,7 @@ class Border:
 
     def _cut(self, fact: TrialFinished) -> TrialFinished:
         """Texts to their length, and times to a length that a trial can have: a node's clock may have jumped."""
-        longest = 2 * self.trial_wall_s + SLACK_S
+        longest = 2 * self.trial_wall_s * self.state.times_longer(fact.purpose) + SLACK_S
         started = min(max(fact.started_at, fact.ended_at - longest), fact.ended_at)
         outcome = fact.outcome
         if isinstance(outcome, Failure):

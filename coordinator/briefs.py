@@ -53,20 +53,20 @@ class Briefs:
 
     def specs(self, block: BlockDrawn) -> Iterator[TrialSpec]:
         """The trials of a block, in the order in which they run."""
-        limits = self.limits(self._state.platform_of(block.node))
+        limits = self.limits(self._state.platform_of(block.node), self._state.times_longer(block.purpose))
         claims = [self._state.claims.get((experiment, block.reference)) for experiment in block.experiments]
         ideas = {claim.candidate: claim.experiment for claim in claims if claim is not None}
         for trial, candidate, seed in zip(block.trials, block.candidates, block.seeds, strict=True):
             idea = ideas.get(candidate, "")
             yield TrialSpec(trial, candidate, seed, block.purpose, self._state.files[candidate], limits, idea)
 
-    def limits(self, platform: str) -> Limits:
-        """When a trial on this Platform is killed."""
+    def limits(self, platform: str, longer: int = 1) -> Limits:
+        """When a trial on this Platform is killed; `longer`: times the ordinary work."""
         nodes, baseline = self._nodes, self._state.baseline_cpu_s.get(platform)
         cpu_s = nodes.trial_wall_s
         if baseline is not None and self._cpu_limit:  # 0: seconds are the budget
             cpu_s = max(LEAST_CPU_S, self._cpu_limit * baseline)
-        return Limits(cpu_s=cpu_s, wall_s=nodes.trial_wall_s, memory_mb=nodes.memory_mb)
+        return Limits(cpu_s=longer * cpu_s, wall_s=longer * nodes.trial_wall_s, memory_mb=nodes.memory_mb)
 
     def _shared(self, occasion: _Occasion) -> Brief:
         if self._common is None or self._common[0] != occasion:

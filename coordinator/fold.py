@@ -12,7 +12,7 @@ from statistics import fmean
 from typing import Any
 
 from coordinator.reproduction import LARGEST_GAIN, NOT_WORSE_BAR, Noise, bar, not_worse
-from coordinator.state import SET_ASIDE, Claim, Drawn, Experiment, Pair, State
+from coordinator.state import SET_ASIDE, Claim, Drawn, Experiment, Pair, State, Transfer
 from swarm.records import (
     BlockDrawn,
     BlockLost,
@@ -30,6 +30,7 @@ from swarm.records import (
     Spent,
     StudyFinished,
     StudyOpened,
+    TransferChecked,
     TrialDisturbed,
     TrialFinished,
     Trouble,
@@ -177,7 +178,9 @@ def _drawn(state: State, fact: BlockDrawn, at: float) -> None:
     state.block_of.update(dict.fromkeys(fact.trials, fact.block))
     for experiment in fact.experiments:
         claim = state.claims.get((experiment, fact.reference))
-        if claim is not None:
+        if fact.purpose == "transfer":
+            state.transfers.setdefault((experiment, fact.reference), Transfer()).drawn += 1
+        elif claim is not None:
             claim.drawn[fact.node] += 1
 
 
@@ -208,7 +211,7 @@ def _trial(state: State, fact: TrialFinished, at: float) -> None:
         _settle(state, drawn)
     if fact.purpose == "calibrate":
         _calibrate(state, fact)
-    elif fact.purpose in ("confirm", "final"):
+    elif fact.purpose in ("confirm", "transfer", "final"):
         _pair_up(state, drawn, fact)
 
 
@@ -249,6 +252,9 @@ def _pair_up(state: State, drawn: Drawn, fact: TrialFinished) -> None:
 
 def _add_pair(state: State, block: BlockDrawn, candidate: TrialFinished, champion: TrialFinished) -> None:
     ours, theirs = _measured(candidate.outcome), _measured(champion.outcome)
+    if block.purpose == "transfer":
+        _add_transfer(state, block, candidate, champion)
+        return
     claims = _claims_in(state, block, candidate.candidate)
     final = block.purpose == "final" and candidate.candidate == state.champion
     if isinstance(ours, str):
@@ -263,6 +269,19 @@ def _add_pair(state: State, block: BlockDrawn, candidate: TrialFinished, champio
         claim.pairs.append(pair)
     if final:
         state.final.append(pair)
+
+
+def _add_transfer(state: State, block: BlockDrawn, candidate: TrialFinished, base: TrialFinished) -> None:
+    ours, theirs = _measured(candidate.outcome), _measured(base.outcome)
+    for experiment in block.experiments:
+        transfer = state.transfers.setdefault((experiment, block.reference), Transfer())
+        if isinstance(ours, str) or isinstance(theirs, str):
+            transfer.failed = (
+                f"it failed there: {ours}" if isinstance(ours, str) else f"its base failed there: {theirs}"
+            )
+        else:
+            gain = state.gain(ours.score, theirs.score)
+            transfer.pairs.append(Pair(gain, ours.cpu_s, theirs.cpu_s, candidate.trial, base.trial, candidate.node))
 
 
 def _claims_in(state: State, block: BlockDrawn, candidate: str) -> list[Claim]:
@@ -319,6 +338,15 @@ def _promoted(state: State, fact: Promotion, at: float) -> None:
         state.experiments[fact.experiment].status = "promoted"
 
 
+def _transfer(state: State, fact: TransferChecked, at: float) -> None:
+    key = (fact.experiment, fact.base)
+    state.transfers.setdefault(key, Transfer()).checked = fact
+    claim = state.accepted.pop(key, None) if fact.bars else None
+    if claim is not None:
+        state.experiments[fact.experiment].status = "rejected"
+        _answer(state, claim.node, fact.experiment, f"rejected: {fact.reason}")
+
+
 def _spent(state: State, fact: Spent, at: float) -> None:
     state.spent = state.spent + fact.usage
 
@@ -345,6 +373,7 @@ _HANDLERS: Mapping[type, Callable[[State, Any, float], None]] = {
     TrialDisturbed: _disturbed,
     Verdict: _verdict,
     Promotion: _promoted,
+    TransferChecked: _transfer,
     Spent: _spent,
     Trouble: _trouble,
     StudyFinished: _finished,

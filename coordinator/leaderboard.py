@@ -25,6 +25,7 @@ from coordinator.wording import (
     platforms,
     steps,
     table,
+    transfer,
     words,
 )
 from swarm.history import Experiment, History, failure_of, score_of
@@ -113,11 +114,22 @@ def _noise(history: History) -> str:
 
 
 def _frontier(history: History, line: Sequence[Step]) -> str:
-    head = ("-#", f"-{words(history.metric)}", "-gain vs parent", "-gain vs baseline", "change", "-lines", "-nodes")
+    head = (
+        "-#",
+        f"-{words(history.metric)}",
+        "-gain vs parent",
+        "-gain vs baseline",
+        "change",
+        "-lines",
+        "-nodes",
+        "larger scale",
+    )
     rows = [_step(history, step) for step in reversed(line)]
     scores = history.calibration_scores(history.home_platform)
     opened = date(history.opened.at) if history.opened else "–"
-    rows.append(("0", numbers(history).mean(scores) + _mark(history), "–", "–", "baseline", "–", "–", opened, "–", "–"))
+    rows.append(
+        ("0", numbers(history).mean(scores) + _mark(history), "–", "–", "baseline", "–", "–", "–", opened, "–", "–")
+    )
     told = (
         "Scores are those of the confirmation runs: fresh seeds, mean ± sd. A gain is published smaller than it was "
         "measured, as it was selected for being large; its 95 % interval is that of the measurement. The gain over the "
@@ -137,6 +149,7 @@ def _step(history: History, step: Step) -> tuple[str, ...]:
         words(step.change, 120) or "(no words)",
         lines(step.lines),
         str(verdict.nodes) if verdict else "–",
+        transfer(step),
         date(step.promotion.at),
         author(history, step.experiment),
         words(step.promotion.request, 60) or "–",
@@ -201,7 +214,7 @@ def _rejection(history: History, experiment: Experiment) -> tuple[str, ...]:
         f"{write.gain(verdict.effect)} {write.interval(verdict.low, verdict.high)}" if verdict and measured else "–",
         str(verdict.pairs) if verdict else "–",
         author(history, experiment),
-        words(verdict.reason, 200) if verdict else "–",
+        words(experiment.why_rejected, 200) or "–",
     )
 
 

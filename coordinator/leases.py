@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from random import Random
 
 from coordinator.state import Claim, State
+from coordinator.transfer import owed
 from swarm.config import Config
 from swarm.records import BlockDrawn, Purpose, Report, digest
 
@@ -55,8 +56,8 @@ class Leases:
         )
 
     def for_exploration(self) -> list[BlockDrawn]:
-        """While ideas are being tried: what measures the noise, and what confirms claims."""
-        return [*self._calibrations(), *self._confirmations()]
+        """While ideas are being tried: what measures the noise, what confirms claims, and then what checks transfer."""
+        return [*self._calibrations(), *self._confirmations(), *self._transfers()]
 
     def for_the_end(self, platform: str) -> list[BlockDrawn]:
         """The final comparison of champion and baseline, on one Platform."""
@@ -152,6 +153,17 @@ class Leases:
             if spread and self._may_measure(uid, claim) and self._wants_pair(claim):
                 seen.add(claim.candidate)
                 yield claim
+
+    # --- transfer ---
+
+    def _transfers(self) -> Iterator[BlockDrawn]:
+        """One pair at a time, on a node that nothing else of ours needs; it would be exploring."""
+        if any(drawn.fact.purpose == "transfer" for drawn in self._state.outstanding.values()):
+            return
+        for claim in owed(self._state, self._config.decision):
+            for uid in self._least_used(claim.platform)[:1]:
+                yield self._draw(uid, "transfer", claim.base, [claim.candidate], [claim.experiment])
+                return
 
     # --- drawing ---
 

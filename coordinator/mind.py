@@ -15,6 +15,7 @@ from coordinator.leases import BLOCKS_IN_VAIN, Leases, Presence, in_vain
 from coordinator.merging import carry
 from coordinator.reproduction import Accepted, Rejected, Undecided, decide, paired_interval, rejected_for, rule_for
 from coordinator.state import SET_ASIDE, Claim, ClaimKey, Drawn, State
+from coordinator.transfer import awaits_check, checked
 from swarm.config import Config
 from swarm.records import (
     Admission,
@@ -34,6 +35,7 @@ from swarm.records import (
     candidate_id,
     researcher_branch,
 )
+from swarm.scale import Scale
 from swarm.source import is_simpler
 
 PROPOSALS_HEARD = 8  # of one report; a researcher keeps two ready
@@ -56,12 +58,15 @@ Action = Promote | Fact
 class Mind:
     """Decides. Owned by one service (or simulator), which calls it from one thread."""
 
-    def __init__(self, config: Config, cpu_limit: float) -> None:
-        """Know nothing yet. A trial is killed at `cpu_limit` times the baseline's CPU time; 0: CPU time counts not."""
+    def __init__(self, config: Config, cpu_limit: float, scale: Scale | None = None) -> None:
+        """Know nothing yet. A trial is killed at `cpu_limit` times the baseline's CPU time; 0: CPU time counts not.
+
+        `scale` is the Task's.
+        """
         self.config = config
         self._cpu_counts = cpu_limit > 0
         self.rule = rule_for(config.decision.dial)
-        self.state = State(rule=self.rule, calibration_runs=2 * config.decision.calibration_pairs)
+        self.state = State(rule=self.rule, calibration_runs=2 * config.decision.calibration_pairs, scale=scale)
         self.presence: dict[str, Presence] = {}
         self.program = ""
         self._refused: dict[tuple[str, str], str] = {}
@@ -101,7 +106,7 @@ class Mind:
         if self.state.opened is None or self.state.finished is not None:
             return []
         actions: list[Action] = [*self._membership(now), *self._lost_blocks(now), *self._admissions(now)]
-        actions += [*self._verdicts(now), *self._promotions(now)]
+        actions += [*self._verdicts(now), *checked(self.state, self.config.decision, now), *self._promotions(now)]
         return actions or self._leases(now) or self._ending(now)
 
     def _membership(self, now: float) -> Iterator[Action]:
@@ -131,7 +136,8 @@ class Mind:
         if drawn.fact.block in presence.held and drawn.fact.block not in presence.report.holding:
             return "disturbed on its node, or forgotten in a restart"
         # Training and scoring of each trial, and of the node's own one before them, may take the whole wall time.
-        longest = 2 * (len(drawn.fact.trials) + 1) * nodes.trial_wall_s + nodes.lost_after_s
+        longest = 2 * (len(drawn.fact.trials) + 1) * nodes.trial_wall_s * self.state.times_longer(drawn.fact.purpose)
+        longest += nodes.lost_after_s
         return f"not finished within {longest:.0f} s" if age > longest else ""
 
     def _admissions(self, now: float) -> Iterator[Action]:
@@ -241,6 +247,8 @@ class Mind:
         for claim in self.state.accepted.values():
             if claim.base != self.state.champion:
                 return [self._carry_accepted(claim, now)]
+            if awaits_check(claim, self.state, self.config.decision):
+                continue
             due = now >= self._retry_promotion_at
             return [Promote(claim.key, len(self.state.promotions) + 1)] if due else []
         return []
@@ -306,7 +314,8 @@ class Mind:
         state = self.state
         if any(d.fact.purpose == "confirm" for d in state.outstanding.values()):
             return True
-        return any(claim.base == state.champion for claim in state.accepted.values())
+        landing = [claim for claim in state.accepted.values() if claim.base == state.champion]
+        return any(not awaits_check(claim, state, self.config.decision) for claim in landing)
 
     def ready_to_end(self, now: float) -> bool:
         """Nothing is left but to empty the nodes' spools."""

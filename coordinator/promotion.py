@@ -25,6 +25,7 @@ from swarm.records import (
     NodeInfo,
     Platform,
     StudyOpened,
+    TransferChecked,
     TrialFinished,
     Verdict,
 )
@@ -51,6 +52,8 @@ class PromotionDossier:
     """The champion's editable files."""
     files: Files
     """The editable files that will land."""
+    transfer: TransferChecked | None = None
+    """Its check at a larger scale, where the study requires one before the promotion."""
 
 
 class PairedRuns(NamedTuple):
@@ -110,6 +113,7 @@ class Record:
     verdict: Verdict
     pairs: tuple[RecordedPair, ...]
     runs: tuple[TrialFinished, ...]
+    transfer: TransferChecked | None
     platforms: tuple[Platform, ...]
 
 
@@ -125,6 +129,16 @@ def branch_name(study: str, number: int) -> str:
 def record_path(study: str, number: int) -> str:
     """Where a promotion's record stands in the tree; studies that share a forge do not meet there."""
     return f"records/{_slug(study)}/{number:04d}/record.json"
+
+
+def transfer_path(study: str, number: int) -> str:
+    """Where the check of a promotion at a larger scale is told when it came after the promotion."""
+    return record_path(study, number).replace("record.json", "transfer.json")
+
+
+def transfer_json(checked: TransferChecked) -> str:
+    """The check for programs."""
+    return json.dumps(asdict(checked), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def _slug(study: str) -> str:
@@ -199,10 +213,16 @@ def _checks(dossier: PromotionDossier) -> str:
         (not _self_reported(dossier), _scored_by(dossier)),
         (level > 0, f"sandbox level of every run: {level}" + ("" if level else ", which isolates nothing")),
         (True, "fresh seeds, drawn after the claim; every run is listed, failed ones too"),
+        *_transfer_check(dossier),
         (not alone, f"confirmed on {nodes}" + (", as no other was there" if alone else "")),
     )
     lines = [f"- [{'x' if passed else ' '}] {text}" for passed, text in checks]
     return "\n".join(["**Validity**", "", *lines, f"- platform: {_platform_names(dossier)}"])
+
+
+def _transfer_check(dossier: PromotionDossier) -> Iterator[tuple[bool, str]]:
+    if dossier.transfer is not None:
+        yield dossier.transfer.mark == "transfers", f"at a larger scale: {inline(dossier.transfer.reason, 200)}"
 
 
 def _what_changes(dossier: PromotionDossier) -> str:
@@ -259,6 +279,7 @@ def _record(dossier: PromotionDossier) -> Record:
         verdict=dossier.verdict,
         pairs=tuple(_recorded_pairs(dossier)),
         runs=tuple(replace(run, log="") for run in dossier.evidence),  # logs are files of their own
+        transfer=dossier.transfer,
         platforms=_platforms(dossier),
     )
 

@@ -162,6 +162,8 @@ def _promotion(history: History, step: Step) -> str:
     if step.verdict is not None:
         told.append(f"Published gain {write.gain(step.verdict.effect)}. {_verdict(step.verdict)}")
         told.append(_evidence(history, history.pairs(step.verdict), "champion then", "candidate"))
+    if step.transfer is not None:
+        told.append(f"At a larger scale: {words(step.transfer.reason, 200)}.")
     return "\n\n".join(told)
 
 
@@ -238,7 +240,7 @@ def _claims(history: History) -> str:
 def _claim(history: History, experiment: Experiment) -> str:
     verdict = experiment.verdict
     if experiment.status == "rejected" and verdict is not None:
-        reason = words(verdict.reason, 240)
+        reason = words(experiment.why_rejected, 240)
     elif experiment.status == "accepted":
         reason = "reproduced, but was not promoted" + (" before the end" if history.finished else " yet")
     else:
@@ -307,6 +309,9 @@ def _limits(history: History, line: Sequence[Step]) -> Iterator[str]:
     kept = sum(experiment.status == "kept" for experiment in history.experiments)
     if kept:
         yield f"{count(kept, 'idea')} kept on a branch without a claim: one seed each, which is no evidence."
+    unchecked = sum(step.transfer is None for step in line)
+    if unchecked:
+        yield f"Larger scales: {unchecked} of {count(len(line), 'promotion')} had no check at one."
     if len(line) > 1:
         yield "What each promotion adds to the whole: gains may overlap, and only the last comparison is of them all."
 

@@ -295,7 +295,7 @@ def rejected_for(reason: str, gains: Sequence[float], noise: Noise, bar: float, 
     """
     _check_usable(gains)
     believed = _believed(rule, noise)
-    interval = _moderated_interval(gains, noise.sd, believed.d0)
+    interval = moderated_interval(gains, noise.sd, believed.d0)
     ratio = likelihood_ratio([gain / noise.sd for gain in gains], believed)
     told = f"rejected: {reason}; until then {_described(gains, interval)}"
     return Rejected(interval.mean, interval, ratio, bar, noise.sd, told)
@@ -310,13 +310,13 @@ def paired_interval(gains: Sequence[float], confidence: float = 0.95) -> Interva
     _check_count("paired gain", "Pairs", gains)
     if not 0.0 < confidence < 1.0:
         raise ValueError(f"confidence must lie between 0 and 1, got {confidence}: 0.95 is usual")
-    return _moderated_interval(gains, prior_sd=0.0, prior_df=0, confidence=confidence)
+    return moderated_interval(gains, prior_sd=0.0, prior_df=0, confidence=confidence)
 
 
 def _settle(gains: Sequence[float], noise: Noise, bar: float, rule: Rule) -> Decision:
     """The Decision on exactly these gains, whatever their beginnings said."""
     believed, n = _believed(rule, noise), len(gains)
-    interval = _moderated_interval(gains, noise.sd, believed.d0)
+    interval = moderated_interval(gains, noise.sd, believed.d0)
     ratio = likelihood_ratio([gain / noise.sd for gain in gains], believed)
     question = f" that it loses less than {-rule.null * noise.sd:.3g}" if rule.null else ""
     found = f"{_described(gains, interval)}, evidence {ratio:.3g}:1{question}"
@@ -353,7 +353,7 @@ def _described(gains: Sequence[float], interval: Interval) -> str:
     return f"{ran}, mean gain {interval.mean:.3g} (95% {interval.low:.3g}..{interval.high:.3g})"
 
 
-def _moderated_interval(gains: Sequence[float], prior_sd: float, prior_df: int, confidence: float = 0.95) -> Interval:
+def moderated_interval(gains: Sequence[float], prior_sd: float, prior_df: int, confidence: float = 0.95) -> Interval:
     """The t interval of the mean gain, its variance pooled from the gains and a prior sd worth `prior_df`."""
     n, df = len(gains), prior_df + len(gains) - 1
     if n == 0:

@@ -6,7 +6,7 @@ Whatever is killed here, the next coordinator rebuilds the mind from the ledger 
 
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
@@ -16,9 +16,9 @@ from coordinator.forges import Forge
 from coordinator.lineage import Lineage
 from coordinator.mind import Mind, Promote
 from coordinator.press import LEADERBOARD, pages
-from coordinator.promotion import PromotionDossier
+from coordinator.promotion import PromotionDossier, transfer_json, transfer_path
 from coordinator.roster import Roster
-from coordinator.state import Claim
+from coordinator.state import Claim, Transfer
 from swarm.cluster import Cluster
 from swarm.codec import pack
 from swarm.config import Config
@@ -101,13 +101,13 @@ class Service:
     _pages_at: float = field(init=False, default=0.0)  # when the next ones are due
     _facts: list[Fact] = field(init=False, default_factory=list)  # the ledger, as read; pages are made from it
     _told_at: dict[tuple[str, str], float] = field(init=False, default_factory=dict)
-    _published: tuple[int, bool] = field(init=False, default=(0, False))
+    _published: tuple[int, int, bool] = field(init=False, default=(0, 1, False))
     _forge_is_ready: bool = field(init=False, default=False)
     _stop: bool = field(init=False, default=False)
 
     def __post_init__(self) -> None:
         config = self.study.config.model_copy(update={"study": self.study.name})
-        self.mind = Mind(config, self.study.task.cpu_limit)
+        self.mind = Mind(config, self.study.task.cpu_limit, self.study.task.scale)
         self.lineage = Lineage(self.study.repo_path, self.study.name)
         self.roster = Roster(
             cluster=self.cluster,
@@ -315,6 +315,7 @@ class Service:
         assert state.opened is not None and claim.verdict is not None
         trials = [state.blocks[state.block_of[trial]].finished[trial] for trial in claim.verdict.evidence]
         measured_on = {trial.node for trial in trials}
+        checked = state.transfers.get(claim.key, Transfer()).checked
         return PromotionDossier(
             study=state.opened,
             number=number,
@@ -326,6 +327,7 @@ class Service:
             frozen=self.study.task.frozen,
             base_files=state.files[claim.base],
             files=state.files[claim.candidate],
+            transfer=checked if checked is not None and checked.required else None,
         )
 
     # --- pages ---
@@ -336,17 +338,27 @@ class Service:
         written = pages(history(self._facts), self.study.config.notes)
         for name, content in written.items():
             _write(self.study.folder / name, content)
-        self._publish(str(written[LEADERBOARD]))
+        self._publish({LEADERBOARD: str(written[LEADERBOARD]), **self._checks_at_scale()})
         self._pages_at = self.clock() + max(self.pages_every_s, (self.clock() - began) / PAGES_SHARE)
 
-    def _publish(self, board: str) -> None:
-        """The shared branch shows the leaderboard of the last promotion and of the end: no commit every minute."""
+    def _checks_at_scale(self) -> dict[str, str]:
+        """What was found of promotions after they had landed, beside their records."""
         state = self.mind.state
-        news = (len(state.promotions), state.finished is not None)
-        if news in ((0, False), self._published):
+        found = {p.number: state.transfers.get((p.experiment, p.base)) for p in state.promotions}
+        return {
+            transfer_path(self.study.name, number): transfer_json(transfer.checked)
+            for number, transfer in found.items()
+            if transfer is not None and transfer.checked is not None and not transfer.checked.required
+        }
+
+    def _publish(self, files: Mapping[str, str]) -> None:
+        """The shared branch shows what was known at the last promotion or check, and at the end; not every minute."""
+        state = self.mind.state
+        news = (len(state.promotions), len(files), state.finished is not None)
+        if news in ((0, 1, False), self._published):
             return
         try:
-            self.forge.publish({LEADERBOARD: board}, f"Leaderboard of {self.study.name}")
+            self.forge.publish(files, f"Leaderboard of {self.study.name}")
             self._published = news
         except ForgeError as error:
             self._trouble("forge", str(error))

@@ -18,12 +18,15 @@ from swarm.records import (
     Measurement,
     NodeInfo,
     Promotion,
+    Purpose,
     StudyFinished,
     StudyOpened,
+    TransferChecked,
     TrialFinished,
     Usage,
     Verdict,
 )
+from swarm.scale import Scale
 
 SET_ASIDE = "set aside"  # the branch moved before an idea was judged; its node may bring it again
 BASELINE_FAILURES = 2  # runs on fresh seeds; a single one may be a bad machine
@@ -75,6 +78,16 @@ class Claim:
 
 
 @dataclass
+class Transfer:
+    """An accepted claim at the larger scale: what was measured, and what came of it."""
+
+    pairs: list[Pair] = field(default_factory=list)
+    drawn: int = 0
+    failed: str = ""
+    checked: TransferChecked | None = None
+
+
+@dataclass
 class Drawn:
     """A block and what has come of it."""
 
@@ -116,6 +129,7 @@ class State:
     open_claims: dict[ClaimKey, Claim] = field(default_factory=dict)  # without a verdict, oldest first
     latest: dict[str, Claim] = field(default_factory=dict)  # experiment -> the claim that stands for it now
     accepted: dict[ClaimKey, Claim] = field(default_factory=dict)  # on their way to the forge, oldest first
+    transfers: dict[ClaimKey, Transfer] = field(default_factory=dict)
     answers: dict[str, dict[str, str]] = field(default_factory=dict)  # node -> experiment -> what came of its claim
     answered: Counter[str] = field(default_factory=Counter)  # node -> how often that changed
     verdicts: int = 0
@@ -139,6 +153,7 @@ class State:
     earlier_sessions_s: float = 0.0
     revision: int = 0
     calibration_runs: int = 8
+    scale: Scale | None = None  # that the Task names
 
     # --- reading ---
 
@@ -153,6 +168,10 @@ class State:
     def gain(self, candidate: float, champion: float) -> float:
         """Oriented so that positive is better."""
         return champion - candidate if self.direction == "minimize" else candidate - champion
+
+    def times_longer(self, purpose: Purpose) -> int:
+        """What a trial may take, in multiples of the ordinary limits."""
+        return self.scale.factor if self.scale is not None and purpose == "transfer" else 1
 
     def elapsed_s(self, now: float) -> float:
         """Time that a coordinator was at work on this study; pauses between sessions do not count."""

@@ -16,7 +16,7 @@ from coordinator.reproduction import Noise
 from swarm.experiment import lines_changed
 from swarm.history import Experiment, History, Lines, Pair, failure_of, score_of
 from swarm.proxy import proxy_health
-from swarm.records import Platform, Promotion, Verdict
+from swarm.records import Platform, Promotion, TransferChecked, Verdict
 
 SELF_REPORTED = "self-reported"
 
@@ -36,6 +36,7 @@ class Step(NamedTuple):
     change: str
     """Untrusted text: every idea that it brings, the claimed one first, behind the kind where it is no gain."""
     lines: Lines
+    transfer: TransferChecked | None
 
 
 def steps(history: History) -> tuple[Step, ...]:
@@ -44,19 +45,32 @@ def steps(history: History) -> tuple[Step, ...]:
     for promotion in history.promotions:
         verdict = history.verdict_on(promotion)
         gain = verdict.effect if verdict else 0.0
+        experiment = history.by_idea.get(promotion.experiment)
         found.append(
             Step(
                 promotion=promotion,
-                experiment=history.by_idea.get(promotion.experiment),
+                experiment=experiment,
                 verdict=verdict,
                 scores=_candidate_scores(history.pairs(verdict)) if verdict else (),
                 gain=gain,
                 total=gain + (found[-1].total if found else 0.0),
                 change=_kind(promotion) + "; ".join(e.hypothesis for e in history.stacked(promotion)),
                 lines=lines_changed(history.files.get(promotion.base, {}), history.files.get(promotion.candidate, {})),
+                transfer=_transfer(experiment, promotion),
             )
         )
     return tuple(found)
+
+
+def _transfer(experiment: Experiment | None, promotion: Promotion) -> TransferChecked | None:
+    """The check of the very tree that landed."""
+    found = experiment.transfer if experiment else None
+    return found if found is not None and found.base == promotion.base else None
+
+
+def transfer(step: Step) -> str:
+    """What became of a promotion at a larger scale, in a table's cell."""
+    return f"{step.transfer.mark} ({words(step.transfer.scale, 20)})" if step.transfer else "–"
 
 
 def _kind(promotion: Promotion) -> str:

@@ -115,6 +115,7 @@ class _Trial:
     ) -> None:
         self.spec, self.workshop, self.split = spec, workshop, split
         self.on_phase, self.stop = on_phase, stop
+        self.scale = workshop.task.scale if spec.purpose == "transfer" else None
         self.started_at = 0.0
         self.cpu_s = 0.0
         self.log = ""
@@ -146,7 +147,8 @@ class _Trial:
         if data is not None and task.timed:
             self._hold_back(home, data.folder / "train")
         elif data is not None and task.tokens:
-            write_stream(home / "budget.bin", data.folder / "train" / "tokens.bin", spec.seed, task.tokens)
+            count = task.tokens * (self.scale.tokens if self.scale else 1)
+            write_stream(home / "budget.bin", data.folder / "train" / "tokens.bin", spec.seed, count)
         for path in (*frozen, *own):
             (code / path).chmod(0o444)
 
@@ -165,7 +167,7 @@ class _Trial:
         task, code = self.workshop.task, self._code(home)
         values, readable = self._shown(home)
         values |= {"out": home / "box" / "out", "seed": self.spec.seed}
-        argv = command(task.commands.train, code, values)
+        argv = command(task.commands.train, code, values) + (self.scale.arguments if self.scale else ())
         box = self._box(argv, (code, *readable), home / "box", home)
         if task.timed:  # its wall clock pays for everything
             box = replace(box, limits=replace(box.limits, cpu_s=math.inf))

@@ -93,6 +93,10 @@ class Decision(_Section):
     """Fresh seeds of the comparison of champion and baseline at the end."""
     cpu_ratio: float = Field(1.25, gt=0)
     """A candidate whose mean CPU time exceeds the baseline's by this factor is rejected."""
+    transfer_seeds: int = Field(2, ge=0, le=20)
+    """Fresh seeds on which each promotion is checked at the larger scale that its Task names; 0 = no check."""
+    transfer_required: bool = False
+    """Check before a promotion rather than after it, and promote only what transfers."""
 
 
 class ForgeChoice(_Section):

@@ -19,12 +19,14 @@ from swarm.records import (
     Measurement,
     Promotion,
     Screened,
+    TransferChecked,
     TrialFinished,
     Verdict,
 )
 
 F = TypeVar("F", bound=Fact)
-Fate = TrialFinished | Screened | ClaimRaised | Carried | Verdict | Promotion  # facts that name an experiment
+# Facts that name an experiment.
+Fate = TrialFinished | Screened | ClaimRaised | Carried | Verdict | TransferChecked | Promotion
 
 Status = Literal[
     "waiting",  # admitted, not yet tried
@@ -34,7 +36,7 @@ Status = Literal[
     "kept",  # its branch advanced; nobody has claimed it
     "claimed",  # under confirmation, or still without a verdict when the study ended
     "accepted",  # reproduced, not yet landed
-    "rejected",  # did not reproduce
+    "rejected",  # did not reproduce, or does not transfer where the study requires it
     "promoted",  # became the champion
 ]
 
@@ -61,6 +63,8 @@ class Experiment:
     claims: tuple[ClaimRaised | Carried, ...] = ()
     """Oldest first; a Carried is the same claim on a champion that had moved."""
     verdicts: tuple[Verdict, ...] = ()
+    transfer: TransferChecked | None = None
+    """The newest."""
     promotion: Promotion | None = None
     status: Status = "waiting"
 
@@ -113,6 +117,13 @@ class Experiment:
         """The newest."""
         return self.verdicts[-1] if self.verdicts else None
 
+    @property
+    def why_rejected(self) -> str:
+        """In the words of what rejected it; empty where nothing did."""
+        if self.transfer is not None and self.transfer.bars:
+            return self.transfer.reason
+        return self.verdict.reason if self.verdict is not None and not self.verdict.accepted else ""
+
     @cached_property
     def lines(self) -> Lines:
         """Lines added and removed against its parent; computed when asked for, as a diff costs a millisecond."""
@@ -122,7 +133,7 @@ class Experiment:
 def read_experiment(number: int, admitted: ExperimentAdmitted, parent: Files, fates: Sequence[Fate]) -> Experiment:
     """Tell one idea from the facts that name it, in ledger order; of its trials, the screening only."""
     trials, screenings = only(fates, TrialFinished), only(fates, Screened)
-    promotions = only(fates, Promotion)
+    promotions, transfers = only(fates, Promotion), only(fates, TransferChecked)
     return Experiment(
         number=number,
         admitted=admitted,
@@ -131,6 +142,7 @@ def read_experiment(number: int, admitted: ExperimentAdmitted, parent: Files, fa
         screened=screenings[-1] if screenings else None,
         claims=tuple(fact for fact in fates if isinstance(fact, ClaimRaised | Carried)),
         verdicts=only(fates, Verdict),
+        transfer=transfers[-1] if transfers else None,
         promotion=promotions[-1] if promotions else None,
         status=_status(fates),
     )
@@ -141,6 +153,8 @@ def _status(fates: Sequence[Fate]) -> Status:
     if any(isinstance(fact, Promotion) for fact in fates):
         return "promoted"
     for fact in reversed(fates):
+        if isinstance(fact, TransferChecked) and fact.bars:
+            return "rejected"
         if isinstance(fact, Verdict):
             return "accepted" if fact.accepted else "rejected"
         if isinstance(fact, ClaimRaised | Carried):

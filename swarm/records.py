@@ -20,8 +20,9 @@ from pydantic import ConfigDict, Discriminator
 
 STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 
-Purpose = Literal["calibrate", "reference", "screen", "confirm", "final", "reproduce"]
+Purpose = Literal["calibrate", "reference", "screen", "confirm", "transfer", "final", "reproduce"]
 Direction = Literal["minimize", "maximize"]
+Mark = Literal["transfers", "fades", "reverses", "unknown"]
 ClaimKind = Literal["gain", "simplification"]  # it is better; or it has less code and is not worse by a margin
 Files = Mapping[str, str]  # path inside the task folder -> text
 
@@ -473,6 +474,36 @@ class Promotion:
 
 
 @dataclass(frozen=True)
+class TransferChecked:
+    """How much of an accepted gain is left at a larger scale: the candidate against its base, on fresh seeds."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+    experiment: str
+    candidate: str
+    base: str
+    scale: str  # "depth=2"
+    mark: Mark
+    share: float | None  # of the relative gain that is kept; None where there is no such number
+    low: float | None
+    high: float | None
+    gain: float | None  # mean paired gain at that scale, in units of the metric
+    evidence: tuple[str, ...]  # trial ids, base and candidate alternating
+    required: bool  # the study promotes only what transfers
+    reason: str
+    at: float
+    kind: Literal["transfer_checked"] = "transfer_checked"
+
+    @property
+    def key(self) -> str:
+        return f"transfer:{self.experiment}:{self.base}"
+
+    @property
+    def bars(self) -> bool:
+        """Whether it keeps the candidate from becoming the champion."""
+        return self.required and self.mark != "transfers"
+
+
+@dataclass(frozen=True)
 class Spent:
     """Tokens and money that a researcher spent on proposals since its last report of this kind."""
 
@@ -540,6 +571,7 @@ Fact = Annotated[
     | Carried
     | Verdict
     | Promotion
+    | TransferChecked
     | Spent
     | Trouble
     | StudyFinished,

@@ -6,7 +6,6 @@ and by proposals; who may write to the folder itself may also write new hashes.
 """
 
 import difflib
-import json
 import re
 import shlex
 import string
@@ -22,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from swarm.errors import TaskError
 from swarm.records import Direction, Files
+from swarm.scale import Scale, parse_scale
 
 TASK_FILE = "task.toml"
 BUNDLE_BYTES = 16_000_000  # travels in one message to every node; code is small, data is prepared on the node
@@ -61,6 +61,7 @@ class Task:
     cpu_limit: float  # a trial is killed at this multiple of the study's baseline CPU time; 0 = seconds are the budget
     window: int  # tokens of context when scoring
     val_tokens: int  # tokens scored
+    scale: Scale | None = None  # at which promotions are checked again
 
     @property
     def train_script(self) -> str:
@@ -107,6 +108,10 @@ class _Budget(_Section):
     val_tokens: int = Field(default=65_536, ge=2)
 
 
+class _Transfer(_Section):
+    scale: str = ""
+
+
 class _TaskFile(_Section):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     editable: tuple[str, ...] = Field(min_length=1)
@@ -114,6 +119,7 @@ class _TaskFile(_Section):
     commands: _Commands
     metric: _Metric
     budget: _Budget = _Budget()
+    transfer: _Transfer = _Transfer()
 
 
 def load_task(folder: Path) -> Task:
@@ -158,7 +164,21 @@ def parse_task(text: str, where: str) -> Task:
         score=raw.metric.score,
         pattern=raw.metric.pattern,
         **budget,
+        scale=_scale(raw, where),
     )
+
+
+def _scale(raw: _TaskFile, where: str) -> Scale | None:
+    try:
+        scale = parse_scale(raw.transfer.scale)
+    except ValueError as error:
+        raise TaskError(f"{where}: transfer.scale: {error}") from error
+    if scale is not None and scale.tokens > 1 and (not raw.budget.tokens or raw.budget.compile_seconds):
+        _refuse(
+            where,
+            f"transfer.scale = {str(scale)!r} needs a budget of tokens, not of seconds: it is the stream that gets longer",
+        )
+    return scale
 
 
 def _read_toml(folder: Path) -> str:
@@ -365,53 +385,3 @@ def command(template: str, code: Path, values: Mapping[str, object]) -> tuple[st
     """A template as the command line that this Python runs, its script found in `code`."""
     script, *words = shlex.split(template)
     return (sys.executable, str(code / script), *(word.format_map(values) for word in words))
-
-
-# --- other people's folders ------------------------------------------------------------------------------
-
-
-def init_task(
-    folder: Path, *, metric: str = "val_bpb", direction: Direction = "minimize", seconds: float = 300.0
-) -> None:
-    """Write a commented `task.toml` for a folder whose `train.py` prints its score.
-
-    Raises:
-        TaskError: there is no train.py, or a task.toml already.
-    """
-    path = folder / TASK_FILE
-    if not (folder / "train.py").is_file():
-        raise TaskError(
-            f"{folder} has no train.py: put the script to improve there, then run `swarm init {folder}` again"
-        )
-    if path.exists():
-        raise TaskError(f"{path} exists already; edit it, or remove it and run `swarm init {folder}` again")
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", folder.resolve().name).strip("-._") or "task"
-    frozen = {"prepare.py": (folder / "prepare.py").read_bytes()} if (folder / "prepare.py").is_file() else {}
-    hashes = "\n".join(f"{json.dumps(file)} = {json.dumps(sha256(data).hexdigest())}" for file, data in frozen.items())
-    pattern = PRINTED_PATTERN.format(name=re.escape(metric))
-    values = {"name": name, "hashes": hashes or "# (none yet)", "metric": json.dumps(metric), "pattern": pattern}
-    path.write_text(_TEMPLATE.format(**values, direction=direction, seconds=seconds), "utf-8")
-    load_task(folder)
-
-
-_TEMPLATE = """\
-# The Task: what is improved, what is out of bounds, how it is run and limited.
-name = "{name}"
-editable = ["train.py"]  # the files that researchers may change
-
-[frozen]  # sha256 of files that nobody may edit; checked at every start
-{hashes}
-
-[commands]  # run by this machine's own Python, in a copy of this folder
-train = "train.py"  # may use {{out}}, {{seed}}; the seed is in the environment as SWARM_SEED, too
-
-[metric]
-name = {metric}
-direction = "{direction}"  # or "maximize"
-score = "printed"  # what train.py prints is believed: such scores are marked self-reported
-pattern = '{pattern}'  # the last line that matches; the group is the score
-
-[budget]
-seconds = {seconds:.1f}  # wall time of one training
-cpu_limit = 2.0  # a trial is killed at this multiple of the baseline's CPU time
-"""

@@ -33,6 +33,7 @@ from swarm.records import (
     candidate_id,
     researcher_branch,
 )
+from swarm.scale import Scale
 from swarm.source import idea_hash
 
 PLATFORM = Platform("cpu", "none", "none", "1 token")
@@ -95,6 +96,7 @@ class Desk:
 
     settings: Mapping[str, object] = field(default_factory=dict)
     cpu_limit: float = 2.0
+    scale: Scale | None = None
     now: float = START
     facts: list[tuple[Fact, float]] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
@@ -103,7 +105,7 @@ class Desk:
         plain: dict[str, object] = {"study": STUDY, "seed": 3, "stop": {"wall_minutes": 600, "final_minutes": 100}}
         plain["decision"] = {"calibration_pairs": 2}
         self.config = parse_config({**plain, **self.settings}, "test")
-        self.mind = Mind(self.config, cpu_limit=self.cpu_limit)
+        self.mind = Mind(self.config, cpu_limit=self.cpu_limit, scale=self.scale)
         self.keys: set[str] = set()
         self.commit([
             StudyOpened(STUDY, 3, "score", "minimize", candidate_id(BASELINE), BASELINE, "{}", self.now),
@@ -161,7 +163,7 @@ class Desk:
 
     def replayed(self) -> Mind:
         """Another mind that has read the same ledger."""
-        again = Mind(self.config, cpu_limit=self.cpu_limit)
+        again = Mind(self.config, cpu_limit=self.cpu_limit, scale=self.scale)
         for fact, at in self.facts:
             again.absorb(fact, at)
         return again

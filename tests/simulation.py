@@ -60,10 +60,12 @@ class World:
 
     effects: Mapping[str, float]  # switch -> true gain when it is on
     lines: Mapping[str, float] = field(default_factory=dict)  # a line that may be cut -> true gain without it
+    at_scale: Mapping[str, float] = field(default_factory=dict)  # switch -> true gain at the larger scale
     seed_sd: float = 0.012  # common to all candidates with one seed
     own_sd: float = 0.004  # of one candidate's run
     slow: Mapping[str, float] = field(default_factory=dict)  # switch -> factor on CPU time
     crash: frozenset[str] = frozenset()  # switches that crash
+    too_large: frozenset[str] = frozenset()  # switches that crash at the larger scale
     ideas: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # node -> the switches it thinks of; else all
     now: float = 1_000_000.0
 
@@ -80,9 +82,11 @@ class World:
 
     def outcome(self, spec: TrialSpec) -> Outcome:
         on = [name for name in self.effects if f"{name} = True" in spec.files["train.py"]]
-        if self.crash.intersection(on):
+        if self.crash.intersection(on) or spec.purpose == "transfer" and self.too_large.intersection(on):
             return Failure("candidate", "crash", "RuntimeError: no")
-        score = 2.0 - sum(self.effects[name] for name in on)
+        scaled = spec.purpose == "transfer"
+        effects, level = ({**self.effects, **self.at_scale}, 1.6) if scaled else (self.effects, 2.0)
+        score = level - sum(effects[name] for name in on)
         score -= sum(gain for name, gain in self.lines.items() if f"{name} = 0" not in spec.files["train.py"])
         score += Random(f"seed {spec.seed}").gauss(0, self.seed_sd)
         score += Random(f"{spec.candidate} {spec.seed}").gauss(0, self.own_sd)
@@ -334,6 +338,7 @@ class Swarm:
     folder: Path
     world: World
     nodes: int = 2
+    scale: str = ""
     settings: Mapping[str, object] = field(default_factory=dict)
     faults: Callable[["Swarm", int], None] = lambda swarm, tick: None
 
@@ -344,7 +349,7 @@ class Swarm:
         (self.task_folder / "task.toml").write_text(
             'name = "toy"\neditable = ["train.py"]\n[commands]\ntrain = "train.py"\n'
             '[metric]\nname = "val_bpb"\ndirection = "minimize"\nscore = "printed"\n'
-            "pattern = '^val_bpb:\\s*(\\S+)'\n[budget]\nseconds = 10.0\n"
+            f"pattern = '^val_bpb:\\s*(\\S+)'\n[budget]\nseconds = 10.0\n[transfer]\nscale = \"{self.scale}\"\n"
         )
         nodes = [SimulatedNode(self.world, f"n{i}", "toy-1", i) for i in range(self.nodes)]
         self.cluster = SimulatedCluster(nodes)

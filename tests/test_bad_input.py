@@ -194,6 +194,11 @@ def test_a_task_that_trains_longer_than_a_trial_may_take(place: Path) -> None:
     assert "trains for 300 s" in refused(place) and "nodes.trial_wall_s" in refused(place)
 
 
+def test_a_required_check_at_a_larger_scale_that_nobody_names(place: Path) -> None:
+    told = refused(place, "--set", "decision.transfer_required=true")
+    assert "nothing would be" in told and '[transfer] scale = "depth=2"' in told
+
+
 # --- a port, a second coordinator ------------------------------------------------------------------------
 
 

@@ -83,11 +83,12 @@ confirmations)
 
 ## Frontier
 
-| # | val_bpb | gain vs parent | gain vs baseline | change | lines | nodes | date (UTC) | author | request |
-| ---: | ---: | ---: | ---: | --- | ---: | ---: | --- | --- | --- |
-| 1 | 2.1740 ± 0.0010 (n = 3) | +0.0221 [+0.0150, +0.0370] | +0.0221 | Switch SMEAR on | +1 -0 | 2 | 2026-01-01 00:01 \
-| tuner on bee | request 1 |
-| 0 | 2.2003 ± 0.0038 (n = 8) | – | – | baseline | – | – | 2026-01-01 00:00 | – | – |
+| # | val_bpb | gain vs parent | gain vs baseline | change | lines | nodes | larger scale | date (UTC) | author \
+| request |
+| ---: | ---: | ---: | ---: | --- | ---: | ---: | --- | --- | --- | --- |
+| 1 | 2.1740 ± 0.0010 (n = 3) | +0.0221 [+0.0150, +0.0370] | +0.0221 | Switch SMEAR on | +1 -0 | 2 | – \
+| 2026-01-01 00:01 | tuner on bee | request 1 |
+| 0 | 2.2003 ± 0.0038 (n = 8) | – | – | baseline | – | – | – | 2026-01-01 00:00 | – | – |
 """
     )
 

@@ -17,6 +17,7 @@ from swarm.records import (
     Platform,
     Proposal,
     StudyOpened,
+    TransferChecked,
     TrialFinished,
     Verdict,
 )
@@ -104,6 +105,17 @@ def test_a_simplification_is_called_one() -> None:
         dossier
     )
     assert json.loads(record_json(dossier))["verdict"]["claim_kind"] == "simplification"
+
+
+def test_a_required_check_at_a_larger_scale_stands_in_the_request_and_in_the_record() -> None:
+    told = "transfers at depth=2: 0.90 of its relative gain is kept (95% 0.70..1.10) on 2 pairs"
+    checked = TransferChecked(
+        EXPERIMENT, "cand", "base", "depth=2", "transfers", 0.9, 0.7, 1.1, 0.012, ("t1", "t2"), True, told, 2500.0
+    )
+    dossier = replace(example(), transfer=checked)
+    assert f"- [x] at a larger scale: {told}" in request_body(dossier)
+    assert json.loads(record_json(dossier))["transfer"]["mark"] == "transfers"
+    assert json.loads(record_json(example()))["transfer"] is None
 
 
 def test_the_body_is_one_screen_with_every_run() -> None:

@@ -17,6 +17,7 @@ from swarm.records import (
     Promotion,
     ProposalRefused,
     StudyFinished,
+    TransferChecked,
     TrialFinished,
     Trouble,
     Verdict,
@@ -359,3 +360,68 @@ def test_code_that_is_not_needed_is_cut_and_code_that_is_needed_stays(tmp_path: 
     assert commit.trailer("Swarm-Kind") == "simplification"
     assert "simplification: Cut DEAD" in (service.study.folder / "LEADERBOARD.md").read_text()
     assert "1. simplification: Cut DEAD" in (service.study.folder / "report.md").read_text()
+
+
+# --- larger scales ---------------------------------------------------------------------------------------
+
+
+def checks(swarm: Swarm) -> list[TransferChecked]:
+    return [fact for fact in swarm.facts() if isinstance(fact, TransferChecked)]
+
+
+@pytest.mark.parametrize(
+    ("gain", "mark"), [(0.09, "transfers"), (0.035, "fades"), (-0.05, "reverses")], ids=["whole", "part", "harm"]
+)
+def test_every_promotion_is_checked_at_a_larger_scale_and_marked(tmp_path: Path, gain: float, mark: str) -> None:
+    world = World({"GOOD": 0.12, **HARMFUL}, at_scale={"GOOD": gain})
+    swarm = Swarm(tmp_path, world, scale="depth=2")
+    service = swarm.run()
+    promoted = {(f.experiment, f.base) for f in swarm.facts() if isinstance(f, Promotion)}
+    assert promoted and {(check.experiment, check.base) for check in checks(swarm)} == promoted
+    (good,) = checks(swarm)
+    assert good.mark == mark and good.scale == "depth=2" and len(good.evidence) == 4
+    assert promoted_switches(swarm, service) == {"GOOD"}  # whatever it says, it came after the promotion
+    assert f"{mark} (depth=2)" in (service.study.folder / "LEADERBOARD.md").read_text()
+    assert f"At a larger scale: {mark} at depth=2" in (service.study.folder / "report.md").read_text()
+    told = service.repo.read(swarm.forge.head(), "records/toy-1/0001/transfer.json")
+    assert told is not None and f'"mark": "{mark}"' in told
+    assert_ledger_equals_nodes(swarm)
+
+
+def test_seeds_of_a_check_are_used_by_nothing_else_and_change_no_verdict(tmp_path: Path) -> None:
+    swarm = Swarm(tmp_path, world(at_scale={"GOOD": -0.5, "SMALL": -0.5}), scale="depth=2")
+    swarm.run()
+    trials = [f for f in swarm.facts() if isinstance(f, TrialFinished)]
+    scaled = {t.trial for t in trials if t.purpose == "transfer"}
+    seeds = {t.seed for t in trials if t.purpose == "transfer"}
+    assert scaled and not seeds & {t.seed for t in trials if t.purpose != "transfer"}
+    assert not scaled & {trial for f in swarm.facts() if isinstance(f, Verdict) for trial in f.evidence}
+
+
+def test_a_study_may_promote_only_what_transfers(tmp_path: Path) -> None:
+    gains = {"FADING": 0.12, "LASTING": 0.12}
+    settings = {"decision": {"transfer_required": True}, "stop": {"wall_minutes": 40, "final_minutes": 3}}
+    swarm = Swarm(tmp_path, World(gains, at_scale={"FADING": 0.0}), scale="depth=2", settings=settings)
+    service = swarm.run()
+    assert promoted_switches(swarm, service) == {"LASTING"}
+    (promotion,) = (f for f in swarm.facts() if isinstance(f, Promotion))
+    marks = {check.experiment: check.mark for check in checks(swarm)}
+    assert marks[promotion.experiment] == "transfers" and set(marks.values()) == {"transfers", "fades"}
+    record = service.repo.read(promotion.commit, "records/toy-1/0001/record.json")
+    assert record is not None and '"mark": "transfers"' in record
+    assert "fades at depth=2" in (service.study.folder / "LEADERBOARD.md").read_text()
+
+
+def test_what_fails_at_the_larger_scale_is_unknown_there(tmp_path: Path) -> None:
+    swarm = Swarm(tmp_path, World({"GOOD": 0.12}, too_large=frozenset({"GOOD"})), scale="depth=2")
+    swarm.run()
+    (check,) = checks(swarm)
+    assert (check.mark, check.share) == ("unknown", None)
+    assert "it failed there: crash: RuntimeError: no" in check.reason
+
+
+def test_a_task_without_a_larger_scale_is_not_checked_at_one(tmp_path: Path) -> None:
+    swarm = Swarm(tmp_path, World({"GOOD": 0.12}))
+    service = swarm.run()
+    assert of(swarm.facts(), Promotion) and not checks(swarm)
+    assert "1 of 1 promotion had no check" in (service.study.folder / "report.md").read_text()

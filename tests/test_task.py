@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import toy_task as toy
 
+from swarm.adoption import init_task
 from swarm.errors import PrerequisiteError, TaskError
-from swarm.task import bundle, command, editable_only, init_task, load_task, read_editable, read_frozen, unbundle
+from swarm.task import bundle, command, editable_only, load_task, read_editable, read_frozen, unbundle
 
 BASELINE = Path(__file__).resolve().parent.parent / "baseline"
 
@@ -55,6 +56,8 @@ def test_the_shipped_task_is_sound() -> None:
         ("[budget]", "[budget]\nzzz = 1", "budget.zzz: unknown key; valid here: tokens, seconds"),
         ('score = "answers"', 'score = "guessed"', "metric.score = 'guessed'"),
         ("tokens = 1300", "tokens = nan", "budget.tokens = nan"),
+        ('scale = ""', 'scale = "depth=1"', "transfer.scale: 'depth=1' is no scale: write it as depth=2 or tokens=3"),
+        ('scale = ""', 'scale = "twice"', "transfer.scale: 'twice' is no scale"),
         ("tokens = 1300", "tokens = 0", "uses {budget}, but budget.tokens is 0"),
         ('prepare = "prepare.py --out {data}"', "", "no commands.prepare makes any"),
         ('score = "score.py --code {code} --artifact {artifact}"', "", "needs commands.score"),
@@ -208,3 +211,28 @@ def test_init_overwrites_nothing_and_needs_a_script(folder: Path, tmp_path: Path
         init_task(folder)
     with pytest.raises(TaskError, match=r"has no train\.py"):
         init_task(tmp_path)
+
+
+# --- a larger scale ---
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens", "arguments"),
+    [
+        ("depth=2", 1, ("--scale", "depth=2")),
+        ("tokens=3", 3, ()),
+        ("width=12", 1, ("--scale", "width=12")),
+    ],
+)
+def test_a_task_may_name_a_larger_scale(folder: Path, text: str, tokens: int, arguments: tuple[str, ...]) -> None:
+    edit(folder, 'scale = ""', f'scale = "{text}"')
+    scale = load_task(folder).scale
+    assert scale is not None and str(scale) == text
+    assert (scale.factor, scale.tokens, scale.arguments) == (int(text.partition("=")[2]), tokens, arguments)
+
+
+def test_a_longer_stream_needs_a_stream(tmp_path: Path) -> None:
+    folder = toy.printed_task(tmp_path / "printed")
+    with (folder / "task.toml").open("a") as file:
+        file.write('[transfer]\nscale = "tokens=3"\n')
+    assert "transfer.scale = 'tokens=3' needs budget.tokens" in refusal(folder)

@@ -61,6 +61,21 @@ def test_an_honest_candidate_is_measured(answers: Workshop) -> None:
     assert leftovers(answers) == []
 
 
+LONGER = f"trained on {3 * toy.TOKENS} tokens with seed 4\n"
+
+
+@pytest.mark.parametrize(("scale", "told"), [("tokens=3", LONGER), ("depth=2", "--scale depth=2")])
+def test_a_check_of_transfer_trains_at_the_larger_scale_and_nothing_else_does(
+    tmp_path: Path, scale: str, told: str
+) -> None:
+    workshop = toy.workshop_at(tmp_path, toy.answers_task(tmp_path / "task", scale=scale))
+    train = toy.HONEST + "print('--scale', options.get('--scale'))\n"
+    ordinary = run_trial(toy.spec_of(train, seed=4), workshop=workshop)
+    scaled = run_trial(replace(toy.spec_of(train, seed=4), purpose="transfer"), workshop=workshop)
+    assert isinstance(scaled.outcome, Measurement) and scaled.outcome.audited, scaled.outcome
+    assert told in scaled.log and told not in ordinary.log
+
+
 def test_one_seed_is_one_run(answers: Workshop) -> None:
     outcomes = [run_trial(toy.spec_of(toy.HONEST, seed=seed), workshop=answers).outcome for seed in (5, 5, 6)]
     hashes = [outcome.artifact for outcome in outcomes if isinstance(outcome, Measurement)]

@@ -85,6 +85,8 @@ score = "answers"
 tokens = {tokens}
 window = {window}
 val_tokens = {val_tokens}
+[transfer]
+scale = "{scale}"
 """
 PRINTED_TASK = """
 name = "toy-printed"
@@ -98,13 +100,13 @@ pattern = '^val_bpb:\\s*(\\S+)'
 """
 
 
-def answers_task(folder: Path, score: str = UNIFORM) -> Path:
+def answers_task(folder: Path, score: str = UNIFORM, scale: str = "") -> Path:
     """A task folder whose score is computed by us."""
     folder.mkdir(parents=True)
     for name, text in (("train.py", HONEST), ("score.py", score), ("prepare.py", "")):
         (folder / name).write_text(text)
     numbers = {"tokens": TOKENS, "window": WINDOW, "val_tokens": VAL_TOKENS}
-    (folder / "task.toml").write_text(TASK.format(score=sha256(score.encode()).hexdigest(), **numbers))
+    (folder / "task.toml").write_text(TASK.format(score=sha256(score.encode()).hexdigest(), scale=scale, **numbers))
     return folder
 
 

@@ -30,6 +30,11 @@ def check_choices(config: Config, task: Task, *, local: int) -> None:
     else:
         proposers.check_name(config.proposer.use)
         sandboxes.check_name(config.nodes.sandbox)
+    if config.decision.transfer_required and (task.scale is None or not config.decision.transfer_seeds):
+        raise ConfigError(
+            f"decision.transfer_required promotes only what was checked at a larger scale, and nothing would be: "
+            f'name one in {task.name}\'s task.toml ([transfer] scale = "depth=2") and set decision.transfer_seeds'
+        )
     limit = config.nodes.trial_wall_s
     longest = task.seconds + task.compile_seconds
     if longest > limit:

@@ -21,6 +21,7 @@ from node.hardware import doctor as examine
 from node.hardware import gpu_name, platform_of
 from node.sandbox.choice import choose_sandbox
 from node.trial import Workshop, run_trial
+from swarm.adoption import init_task
 from swarm.cli.options import JSON, STUDY
 from swarm.cli.read import find_experiment
 from swarm.cli.run import make_forge
@@ -39,7 +40,7 @@ from swarm.records import (
     candidate_id,
     digest,
 )
-from swarm.task import TASK_FILE, Task, init_task, load_task
+from swarm.task import TASK_FILE, Task, load_task
 
 
 @click.command()

@@ -19,6 +19,7 @@ from swarm.records import (
     Spent,
     StudyFinished,
     StudyOpened,
+    TransferChecked,
     TrialDisturbed,
     TrialFinished,
     Trouble,
@@ -86,9 +87,9 @@ class Teller:
             case ClaimRaised():
                 does = "simplifies" if fact.claim_kind == "simplification" else "beats"
                 return f"claim   {self._experiment(fact.experiment)} {does} the champion: {fact.gain:+.4f} on one seed"
-            case BlockDrawn() if fact.purpose == "confirm":
+            case BlockDrawn() if fact.experiments:
                 ideas = ", ".join(f"experiment {self._numbers.get(e, '?')}" for e in fact.experiments)
-                return f"confirm {ideas} on fresh seed {fact.seeds[0]} at {self._node(fact.node)}"
+                return f"{fact.purpose} {ideas} on fresh seed {fact.seeds[0]} at {self._node(fact.node)}"
             case Carried():
                 return (
                     f"carried {self._experiment(fact.experiment)} onto champion {fact.onto[:8]}; to be confirmed there"
@@ -100,6 +101,8 @@ class Teller:
             case Promotion():
                 kind = "" if fact.claim_kind == "gain" else f"{fact.claim_kind}, "
                 return f"PROMOTED {self._experiment(fact.experiment)}: {kind}pull request {fact.request}"
+            case TransferChecked():
+                return f"scaled  {self._experiment(fact.experiment)}: {fact.reason}"
             case Spent():
                 tokens = fact.usage.input_tokens + fact.usage.output_tokens
                 return f"spent {fact.usage.dollars:.4f} dollars, {tokens} tokens"
