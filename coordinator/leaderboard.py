@@ -201,7 +201,7 @@ def _rejection(history: History, experiment: Experiment) -> tuple[str, ...]:
         f"{write.gain(verdict.effect)} {write.interval(verdict.low, verdict.high)}" if verdict and measured else "–",
         str(verdict.pairs) if verdict else "–",
         author(history, experiment),
-        words(verdict.reason, 200) if verdict else "–",
+        words(experiment.why_rejected, 200) or "–",
     )
 
 
@@ -308,7 +308,7 @@ def _tsv_row(history: History, experiment: Experiment, trial: TrialFinished) -> 
         str(trial.seed),
         "" if gain is None else f"{gain:.6f}",
         "claimed" if experiment.claims else "",
-        ("accepted" if verdict.accepted else "rejected") if verdict else "",
+        ("rejected" if experiment.why_rejected and experiment.status == "rejected" else "accepted") if verdict else "",
         _self_reported(trial),
         experiment.promotion.commit[:7] if experiment.promotion else "",
     )

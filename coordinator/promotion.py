@@ -17,10 +17,12 @@ from hashlib import sha256
 from typing import NamedTuple
 
 from coordinator.quoting import inline, quote
+from coordinator.wording import holdout
 from swarm.records import (
     Direction,
     ExperimentAdmitted,
     Files,
+    HoldoutAnswered,
     Measurement,
     NodeInfo,
     Platform,
@@ -51,6 +53,7 @@ class PromotionDossier:
     """The champion's editable files."""
     files: Files
     """The editable files that will land."""
+    holdout: HoldoutAnswered | None = None
 
 
 class PairedRuns(NamedTuple):
@@ -108,6 +111,7 @@ class Record:
     mean_champion: float
     mean_candidate: float
     verdict: Verdict
+    holdout: HoldoutAnswered | None
     pairs: tuple[RecordedPair, ...]
     runs: tuple[TrialFinished, ...]
     platforms: tuple[Platform, ...]
@@ -195,6 +199,7 @@ def _checks(dossier: PromotionDossier) -> str:
         (not set(changed) & set(dossier.frozen), _what_changes(dossier)),
         (True, f"frozen files by sha256: {_frozen(dossier)}"),
         (not _self_reported(dossier), _scored_by(dossier)),
+        (dossier.holdout is not None, _holdout(dossier)),
         (level > 0, f"sandbox level of every run: {level}" + ("" if level else ", which isolates nothing")),
         (True, "fresh seeds, drawn after the claim; every run is listed, failed ones too"),
         (not alone, f"confirmed on {nodes}" + (", as no other was there" if alone else "")),
@@ -221,6 +226,11 @@ def _scored_by(dossier: PromotionDossier) -> str:
     if _self_reported(dossier):
         return "scores are SELF-REPORTED: the script's own word, as this task asks for"
     return "scored by us from predictions; what the script prints is not believed"
+
+
+def _holdout(dossier: PromotionDossier) -> str:
+    told = holdout(dossier.holdout)
+    return f"{told}, as no score here is ours" if _self_reported(dossier) else inline(told, 200)
 
 
 def _reproduce(dossier: PromotionDossier) -> str:
@@ -255,6 +265,7 @@ def _record(dossier: PromotionDossier) -> Record:
         mean_champion=means.champion,
         mean_candidate=means.candidate,
         verdict=dossier.verdict,
+        holdout=dossier.holdout,
         pairs=tuple(_recorded_pairs(dossier)),
         runs=tuple(replace(run, log="") for run in dossier.evidence),  # logs are files of their own
         platforms=_platforms(dossier),

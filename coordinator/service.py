@@ -327,6 +327,7 @@ class Service:
             frozen=self.study.task.frozen,
             base_files=state.files[claim.base],
             files=state.files[claim.candidate],
+            holdout=claim.holdout,
         )
 
     # --- pages ---

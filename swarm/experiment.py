@@ -16,6 +16,7 @@ from swarm.records import (
     Fact,
     Failure,
     Files,
+    HoldoutAnswered,
     Measurement,
     Promotion,
     Screened,
@@ -24,7 +25,8 @@ from swarm.records import (
 )
 
 F = TypeVar("F", bound=Fact)
-Fate = TrialFinished | Screened | ClaimRaised | Carried | Verdict | Promotion  # facts that name an experiment
+# Facts that name an experiment.
+Fate = TrialFinished | Screened | ClaimRaised | Carried | Verdict | HoldoutAnswered | Promotion
 
 Status = Literal[
     "waiting",  # admitted, not yet tried
@@ -34,7 +36,7 @@ Status = Literal[
     "kept",  # its branch advanced; nobody has claimed it
     "claimed",  # under confirmation, or still without a verdict when the study ended
     "accepted",  # reproduced, not yet landed
-    "rejected",  # did not reproduce
+    "rejected",  # did not reproduce, or did not hold on the holdout split
     "promoted",  # became the champion
 ]
 
@@ -61,6 +63,8 @@ class Experiment:
     claims: tuple[ClaimRaised | Carried, ...] = ()
     """Oldest first; a Carried is the same claim on a champion that had moved."""
     verdicts: tuple[Verdict, ...] = ()
+    holdout: HoldoutAnswered | None = None
+    """The newest; one that did not pass is the last word."""
     promotion: Promotion | None = None
     status: Status = "waiting"
 
@@ -113,6 +117,13 @@ class Experiment:
         """The newest."""
         return self.verdicts[-1] if self.verdicts else None
 
+    @property
+    def why_rejected(self) -> str:
+        """In the words of the verdict, or of the holdout that refused what the verdict accepted."""
+        if self.holdout is not None and not self.holdout.passed:
+            return self.holdout.reason
+        return self.verdict.reason if self.verdict else ""
+
     @cached_property
     def lines(self) -> Lines:
         """Lines added and removed against its parent; computed when asked for, as a diff costs a millisecond."""
@@ -122,7 +133,7 @@ class Experiment:
 def read_experiment(number: int, admitted: ExperimentAdmitted, parent: Files, fates: Sequence[Fate]) -> Experiment:
     """Tell one idea from the facts that name it, in ledger order; of its trials, the screening only."""
     trials, screenings = only(fates, TrialFinished), only(fates, Screened)
-    promotions = only(fates, Promotion)
+    promotions, holdout = only(fates, Promotion), only(fates, HoldoutAnswered)
     return Experiment(
         number=number,
         admitted=admitted,
@@ -131,6 +142,7 @@ def read_experiment(number: int, admitted: ExperimentAdmitted, parent: Files, fa
         screened=screenings[-1] if screenings else None,
         claims=tuple(fact for fact in fates if isinstance(fact, ClaimRaised | Carried)),
         verdicts=only(fates, Verdict),
+        holdout=holdout[-1] if holdout else None,
         promotion=promotions[-1] if promotions else None,
         status=_status(fates),
     )
@@ -141,6 +153,8 @@ def _status(fates: Sequence[Fate]) -> Status:
     if any(isinstance(fact, Promotion) for fact in fates):
         return "promoted"
     for fact in reversed(fates):
+        if isinstance(fact, HoldoutAnswered) and not fact.passed:
+            return "rejected"
         if isinstance(fact, Verdict):
             return "accepted" if fact.accepted else "rejected"
         if isinstance(fact, ClaimRaised | Carried):

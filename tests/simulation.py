@@ -61,6 +61,7 @@ class World:
     effects: Mapping[str, float]  # switch -> true gain when it is on
     seed_sd: float = 0.012  # common to all candidates with one seed
     own_sd: float = 0.004  # of one candidate's run
+    search_only: Mapping[str, float] = field(default_factory=dict)  # switch -> gain on the searched split alone
     slow: Mapping[str, float] = field(default_factory=dict)  # switch -> factor on CPU time
     crash: frozenset[str] = frozenset()  # switches that crash
     ideas: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # node -> the switches it thinks of; else all
@@ -76,17 +77,24 @@ class World:
         """A baseline whose switches are all off."""
         return "".join(f"{name} = False\n" for name in self.effects) + "print('hello')\n"
 
+    def on_holdout(self, spec: TrialSpec) -> Outcome:
+        """What the same artifact scores on the split that no search sees."""
+        measured = replace(self, search_only={}).outcome(spec)
+        if isinstance(measured, Failure):
+            return measured
+        return replace(measured, score=measured.score + Random(f"holdout {spec.id}").gauss(0, self.own_sd))
+
     def outcome(self, spec: TrialSpec) -> Outcome:
         on = [name for name in self.effects if f"{name} = True" in spec.files["train.py"]]
         if self.crash.intersection(on):
             return Failure("candidate", "crash", "RuntimeError: no")
-        score = 2.0 - sum(self.effects[name] for name in on)
+        score = 2.0 - sum(self.effects[name] + self.search_only.get(name, 0.0) for name in on)
         score += Random(f"seed {spec.seed}").gauss(0, self.seed_sd)
         score += Random(f"{spec.candidate} {spec.seed}").gauss(0, self.own_sd)
         cpu = 5.0
         for name in on:
             cpu *= self.slow.get(name, 1.0)
-        return Measurement(score, cpu, 100.0, 1.0, f"{spec.candidate[:8]}{spec.seed}")
+        return Measurement(score, cpu, 100.0, 1.0, f"{spec.candidate[:8]}{spec.seed}", audited=True)
 
 
 class SimulatedNode:
@@ -98,6 +106,8 @@ class SimulatedNode:
         self.memory: Memory | None = None
         self.spool: dict[str, Fact] = {}
         self.produced: list[str] = []
+        self.kept: dict[str, TrialSpec] = {}  # artifacts on its disk
+        self.scored: list[str] = []  # trials that it ever scored on the holdout
         self.last_seen = self.heard_at = world.now
         self.restart()
 
@@ -105,6 +115,7 @@ class SimulatedNode:
         """The agent was killed: leases and the running trial are gone, spool and memory are on disk."""
         self.leases: dict[str, tuple[Block, list[TrialSpec]]] = {}
         self.current: tuple[TrialSpec, Block | None, float] | None = None
+        self.answers: dict[str, Outcome] = {}
         self.epoch = 0
         self.draining = False
         memory = self.memory or Memory(node=self.info.uid, branch=f"swarm/{self.study}/{self.name}")
@@ -121,6 +132,12 @@ class SimulatedNode:
         for block in orders.blocks:
             self.leases.setdefault(block.id, (block, list(block.trials)))
         self._release()
+        for trial in orders.release:
+            self.kept.pop(trial, None)
+            self.answers.pop(trial, None)
+        for trial in orders.holdout.keys() & self.kept.keys():
+            self.scored.append(trial)
+            self.answers[trial] = self.world.on_holdout(self.kept[trial])
         self._keep(self.researcher.settle(orders.admissions, self.world.now))
         if orders.brief is not None:
             self._keep(self.researcher.hear(orders.brief, self.world.now))
@@ -139,6 +156,8 @@ class SimulatedNode:
             proposals=self.researcher.memory.waiting,
             holding=tuple(self.leases),
             running=running,
+            kept=tuple(self.kept),
+            holdout=self.answers,
             drained=self.draining and running is None and not facts,
         )
         return pack(report)
@@ -202,6 +221,8 @@ class SimulatedNode:
             self._keep([fact, *self.researcher.finished(spec, run, ends)])
         else:
             self.leases[block.id][1].pop(0)
+            if spec.purpose == "confirm" and isinstance(run.outcome, Measurement):
+                self.kept[spec.id] = spec
             self._keep([fact])
 
     def disturb(self) -> None:

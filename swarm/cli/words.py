@@ -10,6 +10,7 @@ from swarm.records import (
     CoordinatorStarted,
     ExperimentAdmitted,
     Fact,
+    HoldoutAnswered,
     Measurement,
     NodeJoined,
     NodeLost,
@@ -96,6 +97,9 @@ class Teller:
                 word = "accepted" if fact.accepted else "rejected"
                 why = fact.reason.removeprefix(f"{word}: ")
                 return f"{word.upper() if fact.accepted else word} {self._experiment(fact.experiment)}: {why}"
+            case HoldoutAnswered():
+                told = f", gain about {fact.gain:+g}" if fact.gain is not None else ""
+                return f"holdout {self._experiment(fact.experiment)}: {fact.reason}{told}"
             case Promotion():
                 return f"PROMOTED {self._experiment(fact.experiment)}: pull request {fact.request}"
             case Spent():
