@@ -22,6 +22,7 @@ from swarm.records import (
     CoordinatorStarted,
     ExperimentAdmitted,
     Fact,
+    HoldoutAnswered,
     Measurement,
     NodeJoined,
     Outcome,
@@ -263,12 +264,27 @@ def _add_pair(state: State, block: BlockDrawn, candidate: TrialFinished, champio
     if isinstance(ours, str) or isinstance(theirs, str):
         state.final_failures += final
         return
-    gain = state.gain(ours.score, theirs.score)
-    pair = Pair(gain, ours.cpu_s, theirs.cpu_s, candidate.trial, champion.trial, candidate.node)
+    pair = _pair(state, candidate, champion, ours, theirs)
     for claim in claims:
         claim.pairs.append(pair)
     if final:
         state.final.append(pair)
+
+
+def _pair(
+    state: State, candidate: TrialFinished, champion: TrialFinished, ours: Measurement, theirs: Measurement
+) -> Pair:
+    return Pair(
+        gain=state.gain(ours.score, theirs.score),
+        candidate_cpu_s=ours.cpu_s,
+        champion_cpu_s=theirs.cpu_s,
+        candidate_trial=candidate.trial,
+        champion_trial=champion.trial,
+        node=candidate.node,
+        candidate_artifact=ours.artifact,
+        champion_artifact=theirs.artifact,
+        self_reported=ours.self_reported,
+    )
 
 
 def _add_transfer(state: State, block: BlockDrawn, candidate: TrialFinished, base: TrialFinished) -> None:
@@ -280,13 +296,16 @@ def _add_transfer(state: State, block: BlockDrawn, candidate: TrialFinished, bas
                 f"it failed there: {ours}" if isinstance(ours, str) else f"its base failed there: {theirs}"
             )
         else:
-            gain = state.gain(ours.score, theirs.score)
-            transfer.pairs.append(Pair(gain, ours.cpu_s, theirs.cpu_s, candidate.trial, base.trial, candidate.node))
+            transfer.pairs.append(_pair(state, candidate, base, ours, theirs))
 
 
 def _claims_in(state: State, block: BlockDrawn, candidate: str) -> list[Claim]:
-    """The open claims that a candidate's run in a block is evidence for; two ideas may have come to the same tree."""
-    claims = (state.open_claims.get((experiment, block.reference)) for experiment in block.experiments)
+    """The claims that a candidate's run in a block says something of; two ideas may have come to the same tree.
+
+    Those with a verdict gain nothing by it, but the holdout may be asked about more pairs than decided.
+    """
+    keys = [(experiment, block.reference) for experiment in block.experiments]
+    claims = [state.open_claims.get(key) or state.accepted.get(key) for key in keys]
     return [claim for claim in claims if claim is not None and claim.candidate == candidate]
 
 
@@ -306,7 +325,8 @@ def _verdict(state: State, fact: Verdict, at: float) -> None:
     state.verdicts += 1
     state.open_claims.pop(claim.key, None)
     if state.latest[claim.experiment] is claim:
-        _answer(state, claim.node, claim.experiment, claim.answer)
+        if claim.answer:
+            _answer(state, claim.node, claim.experiment, claim.answer)
         if fact.accepted:
             state.accepted[claim.key] = claim
     if claim.pairs or claim.failed:  # one closed without a run (a merge conflict) says nothing of the base rate
@@ -323,9 +343,23 @@ def _unmeasured(state: State, fact: Verdict) -> Claim | None:
     twin = state.latest.get(fact.experiment)
     if twin is None:
         return None
-    claim = replace(twin, base=fact.base, pairs=[], drawn=Counter(), failed="", verdict=None, weighed=0)
+    claim = replace(twin, base=fact.base, pairs=[], drawn=Counter(), failed="", verdict=None, holdout=None, weighed=0)
     _stand_for(state, claim)
     return claim
+
+
+def _holdout(state: State, fact: HoldoutAnswered, at: float) -> None:
+    """A claim that does not hold there counts as never accepted; its node hears of it as of any rejection."""
+    state.holdout.setdefault((fact.candidate, fact.base), fact)
+    claim = state.accepted.get((fact.experiment, fact.base))
+    if claim is None:
+        return
+    claim.holdout = fact
+    _answer(state, claim.node, claim.experiment, claim.answer)
+    if not fact.passed:
+        del state.accepted[claim.key]
+        state.experiments[fact.experiment].status = "rejected"
+        state.campaign = state.campaign.taken_back()
 
 
 def _promoted(state: State, fact: Promotion, at: float) -> None:
@@ -372,6 +406,7 @@ _HANDLERS: Mapping[type, Callable[[State, Any, float], None]] = {
     TrialFinished: _trial,
     TrialDisturbed: _disturbed,
     Verdict: _verdict,
+    HoldoutAnswered: _holdout,
     Promotion: _promoted,
     TransferChecked: _transfer,
     Spent: _spent,

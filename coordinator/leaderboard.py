@@ -321,7 +321,7 @@ def _tsv_row(history: History, experiment: Experiment, trial: TrialFinished) -> 
         str(trial.seed),
         "" if gain is None else f"{gain:.6f}",
         "claimed" if experiment.claims else "",
-        ("accepted" if verdict.accepted else "rejected") if verdict else "",
+        ("rejected" if experiment.why_rejected and experiment.status == "rejected" else "accepted") if verdict else "",
         _self_reported(trial),
         experiment.promotion.commit[:7] if experiment.promotion else "",
     )

@@ -59,6 +59,13 @@ class Leases:
         """While ideas are being tried: what measures the noise, what confirms claims, and then what checks transfer."""
         return [*self._calibrations(), *self._confirmations(), *self._transfers()]
 
+    def for_holdout(self, claim: Claim) -> list[BlockDrawn]:
+        """A fresh Pair of an accepted claim, as the artifacts of earlier ones are gone."""
+        uid = None if self._in_flight[claim.key] else self._best_node(claim)
+        if uid is None:
+            return []
+        return [self._draw(uid, "confirm", claim.base, [claim.candidate], [claim.experiment])]
+
     def for_the_end(self, platform: str) -> list[BlockDrawn]:
         """The final comparison of champion and baseline, on one Platform."""
         state, wanted = self._state, self._config.decision.final_seeds

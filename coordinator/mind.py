@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from coordinator.belief import WORDS_CHARS, flaw, named
 from coordinator.briefs import Briefs
 from coordinator.fold import absorb
+from coordinator.holdout import Gate, asked_of, landing, released
 from coordinator.leases import BLOCKS_IN_VAIN, Leases, Presence, in_vain
 from coordinator.merging import carry
 from coordinator.reproduction import Accepted, Rejected, Undecided, decide, paired_interval, rejected_for, rule_for
@@ -72,6 +73,7 @@ class Mind:
         self._refused: dict[tuple[str, str], str] = {}
         self._briefs = Briefs(self.state, config.nodes, cpu_limit)
         self._retry_promotion_at = 0.0
+        self._turn: tuple[ClaimKey, float] | None = None  # the claim that lands next, and since when
 
     # --- feeding ---
 
@@ -244,6 +246,9 @@ class Mind:
 
     def _promotions(self, now: float) -> list[Action]:
         """Accepted claims, oldest first: landed where they were measured, else carried onto the new champion."""
+        if (gate := self._gate(now)) is not None:
+            answer = gate.answer()
+            return [] if answer is None else [answer]
         for claim in self.state.accepted.values():
             if claim.base != self.state.champion:
                 return [self._carry_accepted(claim, now)]
@@ -252,6 +257,15 @@ class Mind:
             due = now >= self._retry_promotion_at
             return [Promote(claim.key, len(self.state.promotions) + 1)] if due else []
         return []
+
+    def _gate(self, now: float) -> Gate | None:
+        """What the holdout says of the claim that would land next; None when it need not be asked."""
+        claim = landing(self.state)
+        if claim is None:
+            return None
+        if self._turn is None or self._turn[0] != claim.key:
+            self._turn = (claim.key, now)
+        return Gate(self.state, self.presence, claim, self.config.nodes, self._turn[1], now)
 
     def _carry_accepted(self, claim: Claim, now: float) -> Fact:
         carried = self._carried(claim, now)
@@ -270,8 +284,12 @@ class Mind:
 
     def _leases(self, now: float) -> list[Action]:
         leases = Leases(self.state, self.presence, self.config, now)
+        gate = self._gate(now)
+        fresh = leases.for_holdout(gate.claim) if gate is not None and gate.wants_pair() else []
         if not self.stop_reason(now):
-            return [*leases.for_exploration()]
+            return [*fresh, *leases.for_exploration()]
+        if fresh:
+            return [*fresh]
         if self.state.champion == self.state.baseline or self._open_business():
             return []
         return [*leases.for_the_end(self._home_platform())]
@@ -379,6 +397,8 @@ class Mind:
             admissions=tuple(self._answers(uid, presence.report)),
             blocks=tuple(self._blocks_of(uid, presence.report)),
             brief=None if brief.version == presence.report.brief else brief,
+            holdout=asked_of(self.state, presence.report),
+            release=presence.report.kept if drain else released(self.state, presence.report),
             drain=drain,
         )
 

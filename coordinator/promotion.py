@@ -17,10 +17,12 @@ from hashlib import sha256
 from typing import NamedTuple
 
 from coordinator.quoting import inline, quote
+from coordinator.wording import holdout
 from swarm.records import (
     Direction,
     ExperimentAdmitted,
     Files,
+    HoldoutAnswered,
     Measurement,
     NodeInfo,
     Platform,
@@ -54,6 +56,7 @@ class PromotionDossier:
     """The editable files that will land."""
     transfer: TransferChecked | None = None
     """Its check at a larger scale, where the study requires one before the promotion."""
+    holdout: HoldoutAnswered | None = None
 
 
 class PairedRuns(NamedTuple):
@@ -111,6 +114,7 @@ class Record:
     mean_champion: float
     mean_candidate: float
     verdict: Verdict
+    holdout: HoldoutAnswered | None
     pairs: tuple[RecordedPair, ...]
     runs: tuple[TrialFinished, ...]
     transfer: TransferChecked | None
@@ -211,6 +215,7 @@ def _checks(dossier: PromotionDossier) -> str:
         (not set(changed) & set(dossier.frozen), _what_changes(dossier)),
         (True, f"frozen files by sha256: {_frozen(dossier)}"),
         (not _self_reported(dossier), _scored_by(dossier)),
+        (dossier.holdout is not None, _holdout(dossier)),
         (level > 0, f"sandbox level of every run: {level}" + ("" if level else ", which isolates nothing")),
         (True, "fresh seeds, drawn after the claim; every run is listed, failed ones too"),
         *_transfer_check(dossier),
@@ -245,6 +250,11 @@ def _scored_by(dossier: PromotionDossier) -> str:
     return "scored by us from predictions; what the script prints is not believed"
 
 
+def _holdout(dossier: PromotionDossier) -> str:
+    told = holdout(dossier.holdout)
+    return f"{told}, as no score here is ours" if _self_reported(dossier) else inline(told, 200)
+
+
 def _reproduce(dossier: PromotionDossier) -> str:
     return f"**Reproduce:** `swarm reproduce {dossier.verdict.experiment[:8]} --seeds 3`"
 
@@ -277,6 +287,7 @@ def _record(dossier: PromotionDossier) -> Record:
         mean_champion=means.champion,
         mean_candidate=means.candidate,
         verdict=dossier.verdict,
+        holdout=dossier.holdout,
         pairs=tuple(_recorded_pairs(dossier)),
         runs=tuple(replace(run, log="") for run in dossier.evidence),  # logs are files of their own
         transfer=dossier.transfer,

@@ -19,6 +19,7 @@ from coordinator.wording import (
     date,
     direction,
     duration,
+    holdout,
     lines,
     machinery_failures,
     noise,
@@ -161,6 +162,8 @@ def _promotion(history: History, step: Step) -> str:
     ]
     if step.verdict is not None:
         told.append(f"Published gain {write.gain(step.verdict.effect)}. {_verdict(step.verdict)}")
+        if not history.self_reported:
+            told.append(f"{words(holdout(history.holdout_on(step.promotion)), 200).capitalize()}.")
         told.append(_evidence(history, history.pairs(step.verdict), "champion then", "candidate"))
     if step.transfer is not None:
         told.append(f"At a larger scale: {words(step.transfer.reason, 200)}.")
@@ -300,7 +303,7 @@ def _unverified(history: History, line: Sequence[Step]) -> str:
 
 
 def _limits(history: History, line: Sequence[Step]) -> Iterator[str]:
-    yield "The holdout split: no fact of this study holds a holdout score. All scores are of the validation split."
+    yield _limit_of_holdout(history)
     yield from _limits_of_nodes(history)
     if history.self_reported:
         yield f"The scores themselves: they are {SELF_REPORTED}, the candidate's own word."
@@ -314,6 +317,17 @@ def _limits(history: History, line: Sequence[Step]) -> Iterator[str]:
         yield f"Larger scales: {unchecked} of {count(len(line), 'promotion')} had no check at one."
     if len(line) > 1:
         yield "What each promotion adds to the whole: gains may overlap, and only the last comparison is of them all."
+
+
+def _limit_of_holdout(history: History) -> str:
+    told = "All scores on this page are of the validation split, which the search has seen."
+    if history.self_reported:
+        return f"The holdout split: the scores are the scripts' own word, so there is nothing to score on it. {told}"
+    asked = {answer.number: answer.passed for answer in history.holdout_answers}
+    if not asked:
+        return f"The holdout split: it was never asked, as no tree was about to land. {told}"
+    trees = f"it was asked about {count(len(asked), 'tree')}, {sum(asked.values())} passed"
+    return f"Scores on the holdout split: {trees}; only that, and gains rounded to about the noise, were kept. {told}"
 
 
 def _limits_of_audits(history: History) -> Iterator[str]:

@@ -176,6 +176,10 @@ class Campaign:
         """The counters after one more closed confirmation."""
         return Campaign(self.promotions * FORGETTING + promoted, self.confirmations * FORGETTING + 1.0)
 
+    def taken_back(self) -> "Campaign":
+        """The counters when a confirmation that closed as a Promotion was refused after all."""
+        return replace(self, promotions=max(0.0, self.promotions - 1.0))
+
 
 def bar(campaign: Campaign) -> float:
     """The likelihood ratio that an acceptance needs: the rarer good ideas are, the higher. Fixed at a Claim's start."""
@@ -284,7 +288,8 @@ def survives_holdout(search_gains: Sequence[float], holdout_gains: Sequence[floa
     if not search_gains or len(search_gains) != len(holdout_gains):
         raise ValueError(f"got {len(search_gains)} search and {len(holdout_gains)} holdout gains: pass one per Pair")
     _check_usable([*search_gains, *holdout_gains])
-    return math.fsum(holdout_gains) >= HOLDOUT_SHARE * math.fsum(search_gains)
+    kept = math.fsum(holdout_gains)
+    return kept > 0.0 and kept >= HOLDOUT_SHARE * math.fsum(search_gains)
 
 
 def rejected_for(reason: str, gains: Sequence[float], noise: Noise, bar: float, rule: Rule) -> Rejected:

@@ -328,6 +328,7 @@ class Service:
             base_files=state.files[claim.base],
             files=state.files[claim.candidate],
             transfer=checked if checked is not None and checked.required else None,
+            holdout=claim.holdout,
         )
 
     # --- pages ---

@@ -15,6 +15,7 @@ from swarm.records import (
     Direction,
     ExperimentAdmitted,
     Files,
+    HoldoutAnswered,
     Measurement,
     NodeInfo,
     Promotion,
@@ -43,6 +44,9 @@ class Pair(NamedTuple):
     candidate_trial: str
     champion_trial: str
     node: str
+    candidate_artifact: str
+    champion_artifact: str
+    self_reported: bool  # a printed score: nothing of ours could be scored again
 
 
 @dataclass
@@ -63,6 +67,7 @@ class Claim:
     drawn: Counter[str] = field(default_factory=Counter)  # node -> blocks that it was given for this claim
     failed: str = ""  # why the candidate failed on a fresh seed, if it did
     verdict: Verdict | None = None
+    holdout: HoldoutAnswered | None = None
     weighed: int = field(default=0, compare=False)  # a cache of the mind: so many pairs left it undecided
 
     @property
@@ -70,10 +75,18 @@ class Claim:
         return (self.experiment, self.base)
 
     @property
+    def awaits_holdout(self) -> bool:
+        """Whether it reproduced, and the split that no search sees has still to be asked about it."""
+        accepted = self.verdict is not None and self.verdict.accepted
+        return accepted and self.holdout is None and not any(pair.self_reported for pair in self.pairs)
+
+    @property
     def answer(self) -> str:
-        """What the node that raised it is told; empty while it is open."""
-        if self.verdict is None:
+        """What the node that raised it is told; empty while it is open, or waits for the holdout."""
+        if self.verdict is None or self.awaits_holdout:
             return ""
+        if self.holdout is not None and not self.holdout.passed:
+            return f"rejected: {self.holdout.reason}"
         return "accepted" if self.verdict.accepted else f"rejected: {self.verdict.reason}"
 
 
@@ -133,6 +146,7 @@ class State:
     answers: dict[str, dict[str, str]] = field(default_factory=dict)  # node -> experiment -> what came of its claim
     answered: Counter[str] = field(default_factory=Counter)  # node -> how often that changed
     verdicts: int = 0
+    holdout: dict[tuple[str, str], HoldoutAnswered] = field(default_factory=dict)  # by candidate and base
     calibration: dict[str, dict[str, list[Measurement]]] = field(default_factory=dict)  # platform -> candidate -> runs
     baseline_failures: dict[str, list[str]] = field(default_factory=dict)  # by platform
     noise: dict[str, Noise] = field(default_factory=dict)  # by platform

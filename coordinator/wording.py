@@ -16,7 +16,7 @@ from coordinator.reproduction import Noise
 from swarm.experiment import lines_changed
 from swarm.history import Experiment, History, Lines, Pair, failure_of, score_of
 from swarm.proxy import proxy_health
-from swarm.records import Platform, Promotion, TransferChecked, Verdict
+from swarm.records import HoldoutAnswered, Platform, Promotion, TransferChecked, Verdict
 
 SELF_REPORTED = "self-reported"
 
@@ -165,6 +165,15 @@ def duration(seconds: float) -> str:
 def count(number: int, noun: str) -> str:
     """1 node, 2 nodes."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def holdout(answer: HoldoutAnswered | None) -> str:
+    """What the split that no search sees said of a tree: pass or fail, and a gain as coarse as it was told."""
+    if answer is None:
+        return "holdout: not asked"
+    if answer.gain is None:
+        return f"holdout: refused: {answer.reason}"
+    return f"holdout: passed, gain about {answer.gain:+g} in steps of {answer.step:g}: {answer.reason}"
 
 
 def proxy(history: History) -> str:

@@ -11,18 +11,20 @@ import logging
 import socket
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
 from node import proposers
 from node.data import other_data, prepare_data
 from node.hardware import node_uid, platform_of
 from node.home import node_home, node_name, study_home
+from node.kept import Asked, Kept
 from node.researcher import MAX_ATTEMPTS, Memory, Researcher
 from node.sandbox.choice import choose_sandbox
 from node.thinker import Thinker
-from node.trial import TrialRun, Workshop, run_trial
+from node.trial import TrialRun, Workshop, run_trial, score_on_holdout
 from node.watch import Phase
 from swarm.codec import DecodeError, pack, unpack
 from swarm.errors import StaleEpoch
@@ -39,7 +41,6 @@ from swarm.records import (
     Setup,
     Spent,
     TrialDisturbed,
-    TrialFinished,
     TrialSpec,
     Trouble,
     Usage,
@@ -76,6 +77,7 @@ class Agent:
         self.work = threading.Condition(threading.RLock())
         self._stop_trial = threading.Event()
         self._spool = Spool(self._home / "spool.sqlite")
+        self._kept = Kept(self._home / "kept")
         self._leases: dict[str, Lease] = {}
         self._node = NodeInfo(node_uid(node_home()), node_name(), socket.gethostname(), UNKNOWN, 0, "")
         self._epoch = 0
@@ -119,6 +121,7 @@ class Agent:
         self._draining = orders.drain
         if orders.drain:
             self._stop_trial.set()
+        self._kept.obey(orders.holdout, orders.release)
         for block in orders.blocks:
             keys = frozenset(f"trial:{spec.id}" for spec in block.trials)
             self._leases.setdefault(block.id, Lease(block, keys))
@@ -144,6 +147,8 @@ class Agent:
             holding=tuple(self._leases),
             running=running,
             idle="" if running else self._idle,
+            kept=self._kept.trials(),
+            holdout=self._kept.answers(),
             ready=self._ready,
             drained=self._draining and not (self._at_work or self._unsaved or facts or self._awaits_thought()),
         )
@@ -208,12 +213,15 @@ class Agent:
     def _run_forever(self, workshop: Workshop) -> None:
         while True:
             with self.work:
-                lease = self._next_lease()
-                spec = None if lease or self._draining else self._next_exploration()
-                self._at_work = lease is not None or spec is not None
+                asked = None if self._draining else self._kept.next()
+                lease = None if asked else self._next_lease()
+                spec = None if asked or lease or self._draining else self._next_exploration()
+                self._at_work = not (asked is None and lease is None and spec is None)
                 if not self._at_work:
                     self.work.wait(IDLE_WAIT_S)
-            if lease is not None:
+            if asked is not None:
+                self._score_on_holdout(workshop, asked)
+            elif lease is not None:
                 self._run_block(workshop, lease)
             elif spec is not None:
                 self._explore(workshop, spec)
@@ -251,9 +259,13 @@ class Agent:
         with self.work:
             lease = self._leases[lease.block.id] = lease._replace(begun=True)
         for spec in lease.block.trials:
-            run = self._run(workshop, spec)
+            keeps = spec.purpose == "confirm" and workshop.task.score == "answers"
+            run = self._run(spec, run_trial, workshop=workshop, keep=self._kept.place(spec) if keeps else None)
+            self._last_log = run.log
             with self.work:
-                self._put([self._fact_of(spec, run, lease.block)])
+                if keeps:
+                    self._kept.settle(spec)
+                self._put([run.fact(spec, self._node, lease.block)])
                 if self._was_disturbed(run):
                     break
         with self.work:
@@ -261,15 +273,25 @@ class Agent:
             self._forget_finished_leases()
             self._at_work = False
 
+    def _score_on_holdout(self, workshop: Workshop, asked: Asked) -> None:
+        """Its answer goes into reports, never into a fact, a log or the spool."""
+        score = partial(score_on_holdout, artifact=asked.artifact, identity=asked.identity)
+        run = self._run(asked.spec, score, workshop=workshop)
+        with self.work:
+            self._at_work = False
+            if not (isinstance(run.outcome, Failure) and run.outcome.reason == "stopped"):
+                self._kept.answer(asked.spec.id, run.outcome)
+
     def _explore(self, workshop: Workshop, spec: TrialSpec) -> None:
-        run = self._run(workshop, spec)
+        run = self._run(spec, run_trial, workshop=workshop)
+        self._last_log = run.log
         with self.work:
             self._at_work = False
             disturbed = self._was_disturbed(run)
             if self._draining and isinstance(run.outcome, Failure) and run.outcome.reason == "stopped":
                 return  # we ended it ourselves; the memory still says it was issued, so a resumed study runs it again
             facts = self.researcher.finished(spec, run, time.time())
-            self._put(facts if disturbed else [self._fact_of(spec, run, None), *facts])
+            self._put(facts if disturbed else [run.fact(spec, self._node, None), *facts])
 
     def _was_disturbed(self, run: TrialRun) -> bool:
         """Whether the machinery failed; from the second time in a row the node rests before it tries its own again."""
@@ -283,42 +305,20 @@ class Agent:
             self._rest_until, self._idle = time.monotonic() + pause, f"resting {pause:.0f} s: {outcome.message}"
         return True
 
-    def _run(self, workshop: Workshop, spec: TrialSpec) -> TrialRun:
+    def _run(self, spec: TrialSpec, make: Callable[..., TrialRun], **options: object) -> TrialRun:
         self._stop_trial.clear()
         if self._draining:
             self._stop_trial.set()
-        started = time.time()
-        self._running = Running(spec.id, spec.experiment, spec.purpose, "train", started, 0.0, 0.0)
+        self._running = Running(spec.id, spec.experiment, spec.purpose, "train", time.time(), 0.0, 0.0)
         log.info("trial=%s purpose=%s seed=%s started", spec.id[:8], spec.purpose, spec.seed)
-        run = run_trial(spec, workshop=workshop, stop=self._stop_trial, on_phase=self._phase)
+        run = make(spec, stop=self._stop_trial, on_phase=self._phase, **options)
         self._running = None
-        self._last_log = run.log
         return run
 
     def _phase(self, phase: Phase, cpu_s: float) -> None:
         running = self._running
         if running is not None:
             self._running = replace(running, phase=phase, cpu_s=cpu_s)
-
-    def _fact_of(self, spec: TrialSpec, run: TrialRun, block: Block | None) -> Fact:
-        if isinstance(run.outcome, Failure) and run.outcome.blame == "machinery":
-            return TrialDisturbed(spec.id, self._node.uid, 1, run.outcome, time.time())
-        return TrialFinished(
-            trial=spec.id,
-            candidate=spec.candidate,
-            experiment=spec.experiment,
-            seed=spec.seed,
-            purpose=spec.purpose,
-            node=self._node.uid,
-            platform=self._node.platform.id,
-            sandbox_level=self._node.sandbox_level,
-            block=block.id if block else "",
-            fence=block.fence if block else 0,
-            started_at=run.started_at,
-            ended_at=run.ended_at,
-            outcome=run.outcome,
-            log=run.log,
-        )
 
     # --- what the thinker needs ---
 

@@ -30,7 +30,17 @@ from node.sandbox import Box, Sandbox
 from node.scoring import Split, bits_per_byte, hash_artifact, printed_score, read_questions
 from node.watch import Phase, TrialFailed, Watch, check_exit, running
 from swarm.errors import TaskError
-from swarm.records import Failure, Measurement, Outcome, Purpose, TrialSpec
+from swarm.records import (
+    Block,
+    Failure,
+    Measurement,
+    NodeInfo,
+    Outcome,
+    Purpose,
+    TrialDisturbed,
+    TrialFinished,
+    TrialSpec,
+)
 from swarm.task import Task, bundle, command, editable_only, read_frozen, unbundle
 
 PREFIX = "trial-"
@@ -46,6 +56,7 @@ MALLOC = {
 # A screening is evidence of nothing: it saves the price of the audit, 1.4 to 1.8 CPU-s beside 4.7 of training and 1.9
 # of scoring (most of it is `import torch`). Every run that decides about a claim pays it.
 NOT_AUDITED: frozenset[Purpose] = frozenset({"reference", "screen"})
+OnPhase = Callable[[Phase, float], None]
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
 
@@ -72,26 +83,71 @@ class TrialRun:
     ended_at: float
     log: str  # the last 4 kB of what training printed, then of what scoring did
 
+    def fact(self, spec: TrialSpec, node: NodeInfo, block: Block | None) -> TrialFinished | TrialDisturbed:
+        """What a Node tells of it."""
+        if isinstance(self.outcome, Failure) and self.outcome.blame == "machinery":
+            return TrialDisturbed(spec.id, node.uid, 1, self.outcome, time.time())
+        return TrialFinished(
+            trial=spec.id,
+            candidate=spec.candidate,
+            experiment=spec.experiment,
+            seed=spec.seed,
+            purpose=spec.purpose,
+            node=node.uid,
+            platform=node.platform.id,
+            sandbox_level=node.sandbox_level,
+            block=block.id if block else "",
+            fence=block.fence if block else 0,
+            started_at=self.started_at,
+            ended_at=self.ended_at,
+            outcome=self.outcome,
+            log=self.log,
+        )
+
 
 def run_trial(
     spec: TrialSpec,
     *,
     workshop: Workshop,
-    on_phase: Callable[[Phase, float], None] = lambda phase, cpu_s: None,
+    on_phase: OnPhase = lambda phase, cpu_s: None,
     stop: threading.Event | None = None,
-    split: Split = "val",
+    keep: Path | None = None,
 ) -> TrialRun:
     """Train and score one Candidate with one seed. Never raises for what a candidate or a machine does.
 
     Call it from a thread that lives as long as the Node: a Trial dies with the thread that started it.
     `on_phase` hears the phase and its CPU seconds about 20 times a second, in this thread. `stop` ends the Trial
-    within 0.1 s.
+    within 0.1 s. If it is measured, its artifact becomes the folder `keep`, on the disk of the workshop's scratch.
     """
-    started_at = workshop.now()
-    trial = _Trial(spec, workshop, split, on_phase, stop or threading.Event())
+    trial = _Trial(spec, workshop, "val", on_phase, stop or threading.Event())
+    return _settled(trial, lambda home: trial.train_and_score(home, keep))
+
+
+def score_on_holdout(
+    spec: TrialSpec,
+    artifact: Path,
+    identity: str,
+    *,
+    workshop: Workshop,
+    on_phase: OnPhase = lambda phase, cpu_s: None,
+    stop: threading.Event | None = None,
+) -> TrialRun:
+    """Score, with an audit, the artifact that a Trial left, on the split that no Trial ever sees. Nothing is trained.
+
+    What its processes print is thrown away: it could carry the text that they are asked about.
+    """
+    trial = _Trial(spec, workshop, "holdout", on_phase, stop or threading.Event())
+    return replace(_settled(trial, lambda home: trial.score_again(home, artifact, identity)), log="")
+
+
+def _settled(trial: "_Trial", work: Callable[[Path], Measurement]) -> TrialRun:
+    """Do it in a scratch of its own, and say who is to blame if it fails."""
+    workshop, started_at = trial.workshop, trial.workshop.now()
     outcome: Outcome
     try:
-        outcome = trial.run()
+        sweep_scratch(workshop.scratch)
+        with _home(workshop.scratch) as home:
+            outcome = work(home)
     except TrialFailed as failed:
         outcome = failed.failure(trial.cpu_s)
     except TaskError as error:
@@ -110,7 +166,7 @@ class _Trial:
         spec: TrialSpec,
         workshop: Workshop,
         split: Split,
-        on_phase: Callable[[Phase, float], None],
+        on_phase: OnPhase,
         stop: threading.Event,
     ) -> None:
         self.spec, self.workshop, self.split = spec, workshop, split
@@ -120,13 +176,25 @@ class _Trial:
         self.cpu_s = 0.0
         self.log = ""
 
-    def run(self) -> Measurement:
+    def train_and_score(self, home: Path, keep: Path | None) -> Measurement:
         """Everything, in its order."""
-        sweep_scratch(self.workshop.scratch)
-        with _home(self.workshop.scratch) as home:
-            self._lay_out(home)
-            train = self._train(home)
-            return self._score(home, train)
+        self._lay_out(home)
+        train = self._train(home)
+        measured = self._score(home, train)
+        if keep is not None:
+            os.chmod(home / "artifact", 0o700)  # a candidate may have taken our permissions away
+            (home / "artifact").rename(keep)
+        return measured
+
+    def score_again(self, home: Path, artifact: Path, identity: str) -> Measurement:
+        """From what training left."""
+        self.started_at, started = self.workshop.now(), self.workshop.monotonic()
+        if not _is_still(artifact, identity):
+            raise OSError(f"{artifact} is not the artifact any more that its trial left")
+        self._lay_out(home)
+        shutil.copytree(artifact, home / "artifact")
+        score = self._ask(home, identity)
+        return Measurement(score, 0.0, 0.0, self.workshop.monotonic() - started, identity, audited=self._audited)
 
     def _lay_out(self, home: Path) -> None:
         task, spec, data = self.workshop.task, self.spec, self.workshop.data
@@ -300,6 +368,14 @@ class _Trial:
         self.log += watch.log.tail
 
 
+def _is_still(artifact: Path, identity: str) -> bool:
+    """Whoever changed it since: not the code that is on trial now."""
+    try:
+        return hash_artifact(artifact) == identity
+    except TrialFailed:
+        return False
+
+
 # --- scratch ---------------------------------------------------------------------------------------------
 
 
@@ -313,7 +389,7 @@ def _home(scratch: Path) -> Iterator[Path]:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield home
     finally:
-        _remove(home)
+        remove(home)
         os.close(lock)
 
 
@@ -324,7 +400,7 @@ def sweep_scratch(scratch: Path) -> None:
     for home in scratch.resolve().glob(PREFIX + "*"):
         with suppress(BlockingIOError, FileNotFoundError), _locked(home):
             kill_marked(str(home))
-            _remove(home)
+            remove(home)
 
 
 @contextmanager
@@ -337,7 +413,7 @@ def _locked(home: Path) -> Iterator[None]:
         os.close(lock)
 
 
-def _remove(home: Path) -> None:
+def remove(home: Path) -> None:
     """Remove a folder, also where a candidate took our permissions away. What stays is swept at the next start."""
     for folder, _, _ in os.walk(home):  # never follows links
         with suppress(OSError):

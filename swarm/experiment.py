@@ -16,6 +16,7 @@ from swarm.records import (
     Fact,
     Failure,
     Files,
+    HoldoutAnswered,
     Measurement,
     Promotion,
     Screened,
@@ -26,7 +27,7 @@ from swarm.records import (
 
 F = TypeVar("F", bound=Fact)
 # Facts that name an experiment.
-Fate = TrialFinished | Screened | ClaimRaised | Carried | Verdict | TransferChecked | Promotion
+Fate = TrialFinished | Screened | ClaimRaised | Carried | Verdict | TransferChecked | HoldoutAnswered | Promotion
 
 Status = Literal[
     "waiting",  # admitted, not yet tried
@@ -36,7 +37,7 @@ Status = Literal[
     "kept",  # its branch advanced; nobody has claimed it
     "claimed",  # under confirmation, or still without a verdict when the study ended
     "accepted",  # reproduced, not yet landed
-    "rejected",  # did not reproduce, or does not transfer where the study requires it
+    "rejected",  # did not reproduce, not hold on the holdout split, or not transfer where the study requires it
     "promoted",  # became the champion
 ]
 
@@ -65,6 +66,8 @@ class Experiment:
     verdicts: tuple[Verdict, ...] = ()
     transfer: TransferChecked | None = None
     """The newest."""
+    holdout: HoldoutAnswered | None = None
+    """The newest; one that did not pass is the last word."""
     promotion: Promotion | None = None
     status: Status = "waiting"
 
@@ -120,6 +123,8 @@ class Experiment:
     @property
     def why_rejected(self) -> str:
         """In the words of what rejected it; empty where nothing did."""
+        if self.holdout is not None and not self.holdout.passed:
+            return self.holdout.reason
         if self.transfer is not None and self.transfer.bars:
             return self.transfer.reason
         return self.verdict.reason if self.verdict is not None and not self.verdict.accepted else ""
@@ -134,6 +139,7 @@ def read_experiment(number: int, admitted: ExperimentAdmitted, parent: Files, fa
     """Tell one idea from the facts that name it, in ledger order; of its trials, the screening only."""
     trials, screenings = only(fates, TrialFinished), only(fates, Screened)
     promotions, transfers = only(fates, Promotion), only(fates, TransferChecked)
+    holdout = only(fates, HoldoutAnswered)
     return Experiment(
         number=number,
         admitted=admitted,
@@ -143,6 +149,7 @@ def read_experiment(number: int, admitted: ExperimentAdmitted, parent: Files, fa
         claims=tuple(fact for fact in fates if isinstance(fact, ClaimRaised | Carried)),
         verdicts=only(fates, Verdict),
         transfer=transfers[-1] if transfers else None,
+        holdout=holdout[-1] if holdout else None,
         promotion=promotions[-1] if promotions else None,
         status=_status(fates),
     )
@@ -153,7 +160,7 @@ def _status(fates: Sequence[Fate]) -> Status:
     if any(isinstance(fact, Promotion) for fact in fates):
         return "promoted"
     for fact in reversed(fates):
-        if isinstance(fact, TransferChecked) and fact.bars:
+        if isinstance(fact, TransferChecked) and fact.bars or isinstance(fact, HoldoutAnswered) and not fact.passed:
             return "rejected"
         if isinstance(fact, Verdict):
             return "accepted" if fact.accepted else "rejected"

@@ -24,6 +24,7 @@ from swarm.records import (
     ExperimentAdmitted,
     Fact,
     Files,
+    HoldoutAnswered,
     Measurement,
     NodeInfo,
     NodeJoined,
@@ -60,6 +61,7 @@ class History:
     opened: StudyOpened | None
     experiments: tuple[Experiment, ...]
     promotions: tuple[Promotion, ...]
+    holdout_answers: tuple[HoldoutAnswered, ...]
     trials: Mapping[str, TrialFinished]
     blocks: Mapping[str, BlockDrawn]
     nodes: Mapping[str, NodeInfo]
@@ -132,6 +134,11 @@ class History:
         verdicts = experiment.verdicts if experiment else ()
         return next((v for v in reversed(verdicts) if v.accepted and v.base == promotion.base), None)
 
+    def holdout_on(self, promotion: Promotion) -> HoldoutAnswered | None:
+        """What the holdout said of the tree that landed; None where it was not asked."""
+        keys = (promotion.experiment, promotion.base)
+        return next((a for a in self.holdout_answers if (a.experiment, a.base) == keys), None)
+
     def pairs(self, verdict: Verdict) -> tuple[Pair, ...]:
         """The evidence of a verdict, also the bad ones."""
         trials = [self.trials.get(trial) for trial in verdict.evidence]
@@ -199,6 +206,7 @@ def history(facts: Iterable[Fact]) -> History:
         opened=opened[0] if opened else None,
         experiments=tuple(_experiments(told, files, over=bool(finished))),
         promotions=only(told, Promotion),
+        holdout_answers=only(told, HoldoutAnswered),
         trials={fact.trial: fact for fact in only(told, TrialFinished)},
         blocks={fact.block: fact for fact in only(told, BlockDrawn)},
         nodes={fact.node.uid: fact.node for fact in joined},

@@ -22,7 +22,7 @@ from swarm.codec import DecodeError, fact_from_json, fact_to_json, pack, unpack_
 from swarm.errors import PrerequisiteError
 from swarm.records import Fact
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 _LEAST_ROOM_BYTES = 65_536  # the file that SQLite shares with readers takes 32 kB at once
 
 _SCHEMA = """
@@ -49,29 +49,6 @@ CREATE VIEW trial AS SELECT
     json_extract(body, '$.outcome.reason') AS failure, json_extract(body, '$.block') AS block,
     json_extract(body, '$.started_at') AS started_at, json_extract(body, '$.ended_at') AS ended_at
     FROM fact WHERE kind = 'trial_finished';
-CREATE VIEW experiment AS SELECT
-    row_number() OVER (ORDER BY f.seq) AS number, f.at,
-    json_extract(f.body, '$.proposal.idea') AS idea, json_extract(f.body, '$.candidate') AS candidate,
-    json_extract(f.body, '$.branch') AS branch,
-    json_extract(f.body, '$.node') AS node, json_extract(f.body, '$.proposal.proposer') AS proposer,
-    json_extract(f.body, '$.proposal.hypothesis') AS hypothesis,
-    CASE
-        WHEN EXISTS (SELECT 1 FROM fact p WHERE p.kind = 'promotion'
-                     AND json_extract(p.body, '$.experiment') = json_extract(f.body, '$.proposal.idea')) THEN 'promoted'
-        ELSE coalesce(
-            (SELECT CASE WHEN v.kind <> 'verdict' THEN 'claimed' WHEN json_extract(v.body, '$.accepted') THEN 'accepted'
-                    ELSE 'rejected' END
-             FROM fact v WHERE v.kind IN ('claim_raised', 'carried', 'verdict')
-             AND json_extract(v.body, '$.experiment') = json_extract(f.body, '$.proposal.idea')
-             ORDER BY v.seq DESC LIMIT 1),
-            (SELECT CASE WHEN json_extract(s.body, '$.kept') THEN 'kept'
-                    WHEN json_extract(s.body, '$.reason') LIKE 'failed%' THEN 'failed' ELSE 'dropped' END
-             FROM fact s WHERE s.key BETWEEN 'screened:' || json_extract(f.body, '$.proposal.idea') || ':'
-             AND 'screened:' || json_extract(f.body, '$.proposal.idea') || ';'
-             ORDER BY s.seq DESC LIMIT 1),
-            'open')
-    END AS status
-    FROM fact f WHERE f.kind = 'experiment_admitted';
 CREATE VIEW verdict AS SELECT
     seq, at, json_extract(body, '$.experiment') AS experiment,
     json_extract(body, '$.accepted') AS accepted, json_extract(body, '$.effect') AS effect,
@@ -85,6 +62,39 @@ CREATE VIEW promotion AS SELECT
     FROM fact WHERE kind = 'promotion';
 """
 
+# What format 2 added to format 1: answers of the holdout, and what they say of an experiment.
+_ADDED_IN_2 = """
+CREATE VIEW experiment AS SELECT
+    row_number() OVER (ORDER BY f.seq) AS number, f.at,
+    json_extract(f.body, '$.proposal.idea') AS idea, json_extract(f.body, '$.candidate') AS candidate,
+    json_extract(f.body, '$.branch') AS branch,
+    json_extract(f.body, '$.node') AS node, json_extract(f.body, '$.proposal.proposer') AS proposer,
+    json_extract(f.body, '$.proposal.hypothesis') AS hypothesis,
+    CASE
+        WHEN EXISTS (SELECT 1 FROM fact p WHERE p.kind = 'promotion'
+                     AND json_extract(p.body, '$.experiment') = json_extract(f.body, '$.proposal.idea')) THEN 'promoted'
+        ELSE coalesce(
+            (SELECT CASE WHEN v.kind IN ('claim_raised', 'carried') THEN 'claimed'
+                    WHEN coalesce(json_extract(v.body, '$.accepted'), json_extract(v.body, '$.passed')) THEN 'accepted'
+                    ELSE 'rejected' END
+             FROM fact v WHERE v.kind IN ('claim_raised', 'carried', 'verdict', 'holdout_answered')
+             AND json_extract(v.body, '$.experiment') = json_extract(f.body, '$.proposal.idea')
+             ORDER BY v.seq DESC LIMIT 1),
+            (SELECT CASE WHEN json_extract(s.body, '$.kept') THEN 'kept'
+                    WHEN json_extract(s.body, '$.reason') LIKE 'failed%' THEN 'failed' ELSE 'dropped' END
+             FROM fact s WHERE s.key BETWEEN 'screened:' || json_extract(f.body, '$.proposal.idea') || ':'
+             AND 'screened:' || json_extract(f.body, '$.proposal.idea') || ';'
+             ORDER BY s.seq DESC LIMIT 1),
+            'open')
+    END AS status
+    FROM fact f WHERE f.kind = 'experiment_admitted';
+CREATE VIEW holdout AS SELECT
+    seq, at, json_extract(body, '$.number') AS number, json_extract(body, '$.experiment') AS experiment,
+    json_extract(body, '$.passed') AS passed, json_extract(body, '$.gain') AS gain,
+    json_extract(body, '$.step') AS step, json_extract(body, '$.pairs') AS pairs,
+    json_extract(body, '$.reason') AS reason
+    FROM fact WHERE kind = 'holdout_answered';
+"""
 
 _SPOOL_SCHEMA = """
 CREATE TABLE IF NOT EXISTS offered (seq INTEGER PRIMARY KEY, key TEXT UNIQUE, body BLOB);
@@ -193,8 +203,9 @@ class Ledger:
         tables = {name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
         if (version == 0 and tables) or (version > 0 and "fact" not in tables):
             raise PrerequisiteError(f"{self.path} is the database of some other program; name another folder")
-        if version == 0 and self._lock is not None:
-            db.executescript(f"BEGIN;{_SCHEMA}PRAGMA user_version = {SCHEMA_VERSION};COMMIT;")
+        older = {0: _SCHEMA, 1: "DROP VIEW experiment;"}.get(version)
+        if older is not None and self._lock is not None:
+            db.executescript(f"BEGIN;{older}{_ADDED_IN_2}PRAGMA user_version = {SCHEMA_VERSION};COMMIT;")
 
     def append(self, facts: Iterable[Fact], at: float) -> list[Fact]:
         """Commit facts in one transaction; return those that were new, in order. All or none.

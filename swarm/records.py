@@ -454,6 +454,28 @@ class Verdict:
 
 
 @dataclass(frozen=True)
+class HoldoutAnswered:
+    """The one answer that the holdout split gave about an accepted tree. The scores behind it are kept nowhere."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+    number: int  # of the question, from 1: each one wears the split a little. A tree that comes back is not asked again
+    experiment: str
+    candidate: str
+    base: str
+    passed: bool
+    gain: float | None  # mean over its Pairs, rounded to the step; None when it did not pass
+    step: float
+    pairs: int  # scored there; of a Pair whose artifacts are gone nothing is known
+    reason: str
+    at: float
+    kind: Literal["holdout_answered"] = "holdout_answered"
+
+    @property
+    def key(self) -> str:
+        return f"holdout:{self.experiment}:{self.base}"
+
+
+@dataclass(frozen=True)
 class Promotion:
     """An accepted Candidate became the champion."""
 
@@ -570,6 +592,7 @@ Fact = Annotated[
     | ClaimRaised
     | Carried
     | Verdict
+    | HoldoutAnswered
     | Promotion
     | TransferChecked
     | Spent
@@ -633,6 +656,8 @@ class Orders:
     admissions: tuple[Admission, ...] = ()
     blocks: tuple[Block, ...] = ()
     brief: Brief | None = None
+    holdout: Mapping[str, str] = field(default_factory=dict)  # kept trials to score there now: trial -> its artifact
+    release: tuple[str, ...] = ()  # kept trials whose artifacts nobody will ask for any more
     drain: bool = False  # finish nothing new, stop what runs, keep offering what is spooled
 
 
@@ -662,6 +687,8 @@ class Report:
     holding: tuple[str, ...] = ()  # blocks leased to it and not finished
     running: Running | None = None
     idle: str = ""  # why nothing runs, in words; empty while something does
+    kept: tuple[str, ...] = ()  # confirmation trials whose artifacts lie on its disk
+    holdout: Mapping[str, Outcome] = field(default_factory=dict)  # answers by trial: never facts, never written down
     ready: bool = True  # False while it prepares data; its Platform is not known yet
     drained: bool = False
 

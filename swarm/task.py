@@ -176,7 +176,7 @@ def _scale(raw: _TaskFile, where: str) -> Scale | None:
     if scale is not None and scale.tokens > 1 and (not raw.budget.tokens or raw.budget.compile_seconds):
         _refuse(
             where,
-            f"transfer.scale = {str(scale)!r} needs a budget of tokens, not of seconds: it is the stream that gets longer",
+            f"transfer.scale = {str(scale)!r} needs a budget of tokens, not of seconds: the stream gets longer",
         )
     return scale
 

@@ -62,7 +62,7 @@ def proposal(files: Mapping[str, str], parent: Mapping[str, str] = BASELINE, hyp
 
 
 def measured(score: float, cpu_s: float = 5.0) -> Measurement:
-    return Measurement(score, cpu_s, 100.0, 1.0, "artifact")
+    return Measurement(score, cpu_s, 100.0, 1.0, "artifact", audited=True)
 
 
 CRASH = Failure("candidate", "crash", "RuntimeError: no")
@@ -90,6 +90,11 @@ def trial_of(
     )
 
 
+def seeded(block: BlockDrawn, place: int, given: float | Outcome) -> Outcome:
+    """A score with a little noise of the seed."""
+    return measured(given + block.seeds[place] % 97 * 1e-4) if isinstance(given, float) else given
+
+
 @dataclass
 class Desk:
     """A mind, its ledger, and what its nodes last said."""
@@ -98,6 +103,9 @@ class Desk:
     cpu_limit: float = 2.0
     scale: Scale | None = None
     now: float = START
+    holdout: dict[str, float | Outcome] = field(default_factory=dict)  # scores there by candidate; else as confirmed
+    silent: set[str] = field(default_factory=set)  # nodes that do not answer what they are asked about the holdout
+    vault: dict[str, dict[str, Outcome]] = field(default_factory=dict)  # node -> trial -> what the holdout would say
     facts: list[tuple[Fact, float]] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
 
@@ -177,21 +185,33 @@ class Desk:
         return [fact for fact, _ in self.facts if isinstance(fact, kind)]
 
     def run(self, block: BlockDrawn, scores: Mapping[str, float | Outcome], default: float = 2.0) -> list[Fact]:
-        """A node finishes a block; scores by candidate, with a little noise of the seed."""
+        """A node finishes a block, and then answers about the holdout what it is asked; scores by candidate."""
         finished: list[Fact] = []
         for place, candidate in enumerate(block.candidates):
             given = scores.get(candidate, default)
-            outcome = measured(given + block.seeds[place] % 97 * 1e-4) if isinstance(given, float) else given
+            outcome = seeded(block, place, given)
             finished.append(trial_of(block, place, outcome, self.now))
-        return self.report(
-            self.heard(block.node, facts=tuple(finished), holding=(block.block,)), self.heard(block.node)
-        )
+            if block.purpose == "confirm":
+                there = seeded(block, place, self.holdout.get(candidate, given))
+                self.vault.setdefault(block.node, {})[block.trials[place]] = there
+        before = len(self.facts)
+        self.report(self.heard(block.node, facts=tuple(finished), holding=(block.block,)), self.heard(block.node))
+        self.report(*map(self.heard, self.vault))
+        return [fact for fact, _ in self.facts[before:]]
 
     def heard(self, uid: str, **changes: object) -> Report:
         """A node's report; nothing new unless said."""
         known = self.mind.presence.get(uid)
         node = known.report.node if known else info(uid.removeprefix("uid-"))
-        return replace(Report(node=node, brief=""), **changes)  # type: ignore[arg-type]  # replace() checks the names
+        kept = self.vault.get(uid, {})
+        orders = self.mind.orders(uid, (), self.now)
+        for trial in orders.release:
+            kept.pop(trial, None)
+        told = dict(known.report.holdout) if known else {}
+        asked = () if uid in self.silent else orders.holdout
+        answers = {trial: kept[trial] for trial in (*told, *asked) if trial in kept}
+        plain = Report(node=node, brief="", kept=tuple(kept), holdout=answers)
+        return replace(plain, **changes)  # type: ignore[arg-type]  # replace() checks the names
 
     def calibrate(self, *names: str) -> None:
         """Nodes join and measure the noise."""

@@ -16,6 +16,7 @@ from swarm.records import (
     Fact,
     Failure,
     Files,
+    HoldoutAnswered,
     Measurement,
     NodeInfo,
     NodeJoined,
@@ -212,6 +213,25 @@ class Scribe:
             )
         )
 
+    def answer(self, idea: ExperimentAdmitted, gain: float | None) -> None:
+        """What the holdout says of it; no gain: it is refused."""
+        number = 1 + sum(isinstance(fact, HoldoutAnswered) for fact in self.facts)
+        told = "two thirds of its gain on the holdout split, on 3 of 3 pairs"
+        self.facts.append(
+            HoldoutAnswered(
+                number=number,
+                experiment=idea.proposal.idea,
+                candidate=idea.candidate,
+                base=self.champion,
+                passed=gain is not None,
+                gain=gain,
+                step=0.01,
+                pairs=3,
+                reason=f"did not keep {told}" if gain is None else f"kept {told}",
+                at=self.now,
+            )
+        )
+
     def promote(self, idea: ExperimentAdmitted) -> None:
         number = 1 + sum(isinstance(fact, Promotion) for fact in self.facts)
         commit = digest("commit", idea.candidate)
@@ -261,6 +281,8 @@ def small_study(*, direction: Direction = "minimize", self_reported: bool = Fals
     runs = [(base + d, base + d + better * g) for d, g in ((0.003, 0.030), (-0.004, 0.021), (0.001, 0.027))]
     evidence = scribe.pairs("confirm", smear.proposal.idea, smear.candidate, scribe.champion, runs)
     scribe.judge(smear, evidence, 0.0221, 0.0150, 0.0370, accepted=True)
+    if not self_reported:
+        scribe.answer(smear, 0.02)
     scribe.promote(smear)
     scribe.screen(scribe.admit("Twice the DEPTH", "DEPTH = 4"), CRASH)
     scribe.screen(scribe.admit("Half the WIDTH", "WIDTH = 32", node="uid-bee"), -0.2500)

@@ -63,6 +63,7 @@ class World:
     at_scale: Mapping[str, float] = field(default_factory=dict)  # switch -> true gain at the larger scale
     seed_sd: float = 0.012  # common to all candidates with one seed
     own_sd: float = 0.004  # of one candidate's run
+    search_only: Mapping[str, float] = field(default_factory=dict)  # switch -> gain on the searched split alone
     slow: Mapping[str, float] = field(default_factory=dict)  # switch -> factor on CPU time
     crash: frozenset[str] = frozenset()  # switches that crash
     too_large: frozenset[str] = frozenset()  # switches that crash at the larger scale
@@ -80,20 +81,27 @@ class World:
         lines = "".join(f"{name} = 0\n" for name in self.lines)
         return "".join(f"{name} = False\n" for name in self.effects) + lines + "print('hello')\n"
 
+    def on_holdout(self, spec: TrialSpec) -> Outcome:
+        """What the same artifact scores on the split that no search sees."""
+        measured = replace(self, search_only={}).outcome(spec)
+        if isinstance(measured, Failure):
+            return measured
+        return replace(measured, score=measured.score + Random(f"holdout {spec.id}").gauss(0, self.own_sd))
+
     def outcome(self, spec: TrialSpec) -> Outcome:
         on = [name for name in self.effects if f"{name} = True" in spec.files["train.py"]]
         if self.crash.intersection(on) or spec.purpose == "transfer" and self.too_large.intersection(on):
             return Failure("candidate", "crash", "RuntimeError: no")
         scaled = spec.purpose == "transfer"
         effects, level = ({**self.effects, **self.at_scale}, 1.6) if scaled else (self.effects, 2.0)
-        score = level - sum(effects[name] for name in on)
+        score = level - sum(effects[name] + self.search_only.get(name, 0.0) for name in on)
         score -= sum(gain for name, gain in self.lines.items() if f"{name} = 0" not in spec.files["train.py"])
         score += Random(f"seed {spec.seed}").gauss(0, self.seed_sd)
         score += Random(f"{spec.candidate} {spec.seed}").gauss(0, self.own_sd)
         cpu = 5.0
         for name in on:
             cpu *= self.slow.get(name, 1.0)
-        return Measurement(score, cpu, 100.0, 1.0, f"{spec.candidate[:8]}{spec.seed}")
+        return Measurement(score, cpu, 100.0, 1.0, f"{spec.candidate[:8]}{spec.seed}", audited=True)
 
 
 class SimulatedNode:
@@ -105,6 +113,8 @@ class SimulatedNode:
         self.memory: Memory | None = None
         self.spool: dict[str, Fact] = {}
         self.produced: list[str] = []
+        self.kept: dict[str, TrialSpec] = {}  # artifacts on its disk
+        self.scored: list[str] = []  # trials that it ever scored on the holdout
         self.last_seen = self.heard_at = world.now
         self.restart()
 
@@ -112,6 +122,7 @@ class SimulatedNode:
         """The agent was killed: leases and the running trial are gone, spool and memory are on disk."""
         self.leases: dict[str, tuple[Block, list[TrialSpec]]] = {}
         self.current: tuple[TrialSpec, Block | None, float] | None = None
+        self.answers: dict[str, Outcome] = {}
         self.epoch = 0
         self.draining = False
         memory = self.memory or Memory(node=self.info.uid, branch=f"swarm/{self.study}/{self.name}")
@@ -128,6 +139,12 @@ class SimulatedNode:
         for block in orders.blocks:
             self.leases.setdefault(block.id, (block, list(block.trials)))
         self._release()
+        for trial in orders.release:
+            self.kept.pop(trial, None)
+            self.answers.pop(trial, None)
+        for trial in orders.holdout.keys() & self.kept.keys():
+            self.scored.append(trial)
+            self.answers[trial] = self.world.on_holdout(self.kept[trial])
         self._keep(self.researcher.settle(orders.admissions, self.world.now))
         if orders.brief is not None:
             self._keep(self.researcher.hear(orders.brief, self.world.now))
@@ -146,6 +163,8 @@ class SimulatedNode:
             proposals=self.researcher.memory.waiting,
             holding=tuple(self.leases),
             running=running,
+            kept=tuple(self.kept),
+            holdout=self.answers,
             drained=self.draining and running is None and not facts,
         )
         return pack(report)
@@ -209,6 +228,8 @@ class SimulatedNode:
             self._keep([fact, *self.researcher.finished(spec, run, ends)])
         else:
             self.leases[block.id][1].pop(0)
+            if spec.purpose == "confirm" and isinstance(run.outcome, Measurement):
+                self.kept[spec.id] = spec
             self._keep([fact])
 
     def disturb(self) -> None:

@@ -76,6 +76,19 @@ def test_an_accepted_idea_that_was_carried_over_is_claimed_again() -> None:
     assert statuses(history(scribe.facts)) == ["promoted"]
 
 
+def test_an_accepted_idea_that_the_holdout_refused_is_rejected_for_its_reason() -> None:
+    scribe = opened_study()
+    idea = scribe.admit("an idea", "X = 1")
+    scribe.screen(idea, 0.02)
+    scribe.claim(idea, 0.02)
+    scribe.judge(idea, (), 0.02, 0.01, 0.03, accepted=True)
+    scribe.answer(idea, None)
+    told = history(scribe.facts)
+    assert statuses(told) == ["rejected"]
+    assert told.experiments[0].why_rejected.startswith("did not keep two thirds")
+    assert "did not keep two thirds" in leaderboard_md(told)
+
+
 def test_an_idea_that_was_set_aside_untried_is_dropped_without_a_trial() -> None:
     scribe = opened_study()
     scribe.screen(scribe.admit("an idea", "X = 1"), -0.1)

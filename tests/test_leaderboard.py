@@ -213,6 +213,16 @@ def test_the_report_shows_the_final_comparison_with_every_pair() -> None:
     ]
 
 
+def test_the_report_tells_what_the_holdout_said_and_how_often_it_was_asked() -> None:
+    scribe = finished_study()
+    page = report_md(history(scribe.facts))
+    assert "Holdout: passed, gain about +0.02 in steps of 0.01" in section(page, "Promotions")
+    assert "it was asked about 1 tree, 1 passed" in section(page, "What was not verified")
+    own_word = report_md(history(finished_study(self_reported=True).facts))
+    assert "the scripts' own word, so there is nothing to score on it" in section(own_word, "What was not verified")
+    assert "Holdout" not in section(own_word, "Promotions")
+
+
 def test_the_report_lists_bad_evidence_too() -> None:
     scribe = Scribe()
     scribe.open()

@@ -19,7 +19,17 @@ from swarm.codec import EncodeError
 from swarm.errors import PrerequisiteError
 from swarm.history import history
 from swarm.ledger import SCHEMA_VERSION, Ledger, Spool
-from swarm.records import Carried, Fact, Failure, Measurement, Promotion, TrialFinished, Trouble, Verdict
+from swarm.records import (
+    Carried,
+    Fact,
+    Failure,
+    HoldoutAnswered,
+    Measurement,
+    Promotion,
+    TrialFinished,
+    Trouble,
+    Verdict,
+)
 
 FACTS = finished_study().facts
 
@@ -250,6 +260,33 @@ def test_an_idea_that_was_not_tried_is_open_and_an_accepted_one_is_not_yet_promo
         ledger.append([promoted], 2.0)
         status = {row["idea"]: row["status"] for row in rows_of(path, "SELECT idea, status FROM experiment")}
         assert status[promoted.experiment] == "promoted"
+
+
+def test_what_the_holdout_refused_is_rejected_and_every_answer_can_be_asked_for(path: Path) -> None:
+    scribe = small_study()
+    promoted = next(fact for fact in scribe.facts if isinstance(fact, Promotion))
+    passed = next(fact for fact in scribe.facts if isinstance(fact, HoldoutAnswered))
+    refused = replace(passed, passed=False, gain=None)
+    facts = [refused if fact is passed else fact for fact in scribe.facts if fact is not promoted]
+    with Ledger(path) as ledger:
+        ledger.append(facts, 1.0)
+    status = {row["idea"]: row["status"] for row in rows_of(path, "SELECT idea, status FROM experiment")}
+    assert status == {e.idea: "open" if e.status == "waiting" else e.status for e in history(facts).experiments}
+    assert status[promoted.experiment] == "rejected"
+    assert rows_of(path, "SELECT number, experiment, passed, gain FROM holdout") == [
+        {"number": 1, "experiment": promoted.experiment, "passed": 0, "gain": None}
+    ]
+
+
+def test_a_ledger_of_format_1_gets_the_new_views_and_keeps_its_facts(full: Path) -> None:
+    change(full, "DROP VIEW holdout", "DROP VIEW experiment", "CREATE VIEW experiment AS SELECT 1 AS number")
+    change(full, "PRAGMA user_version = 1")
+    with Ledger(full) as ledger:
+        assert ledger.facts() == tuple(FACTS)
+    assert rows_of(full, "SELECT count(*) AS n FROM holdout") == [{"n": 1}]
+    assert len(rows_of(full, "SELECT status FROM experiment")) == len(history(FACTS).experiments)
+    with Ledger(full):
+        pass  # and once is enough
 
 
 def test_the_views_of_verdicts_and_promotions(full: Path) -> None:

@@ -747,6 +747,18 @@ def test_less_code_that_loses_nothing_is_promoted_as_a_simplification() -> None:
     assert desk.state.campaign == campaign  # it says nothing of how rare gains are
 
 
+@pytest.mark.parametrize(("share", "lands"), [(0.5, True), (1.5, False)])
+def test_less_code_may_lose_less_than_the_margin_on_the_holdout_too(share: float, lands: bool) -> None:
+    desk = ready("ant", "bee")
+    desk.claim("ant", LESS, kind="simplification")
+    (claim,) = desk.state.open_claims.values()
+    margin = claim.rule.margin * claim.noise.sd
+    desk.holdout = {candidate_id(SHORT): 2.0 + share * margin, desk.state.champion: 2.0}
+    desk.confirm({})
+    assert decided(desk).accepted
+    assert (desk.state.champion == candidate_id(SHORT)) is lands
+
+
 def test_less_code_that_loses_more_than_the_margin_is_rejected() -> None:
     desk = ready("ant", "bee")
     desk.claim("ant", LESS, kind="simplification")

@@ -11,6 +11,7 @@ from coordinator.quoting import inline, quote
 from swarm.records import (
     ExperimentAdmitted,
     Failure,
+    HoldoutAnswered,
     Measurement,
     NodeInfo,
     Outcome,
@@ -26,6 +27,7 @@ PLATFORM = Platform("cpu TestChip, 1 thread", "torch 2.13.0+cpu, python 3.11", "
 BASE = {"train.py": "LR = 0.003\nDEPTH = 2\n"}
 BETTER = {"train.py": "LR = 0.006\nDEPTH = 2\n"}
 EXPERIMENT = "1b2c3d4e5f60718293a4b5c6d7e8f901"
+KEPT = "kept two thirds of its gain on the holdout split, on 2 of 3 pairs"
 
 
 def measured(score: float, cpu_s: float) -> Measurement:
@@ -89,6 +91,7 @@ def example(hypothesis: str = "Raise LR from 0.003 to 0.006: the schedule is sho
         frozen={"prepare.py": "9c12154c0fcfc261", "score.py": "0e46fd1e872198c8"},
         base_files=BASE,
         files=BETTER,
+        holdout=HoldoutAnswered(1, EXPERIMENT, "cand", "base", True, 0.02, 0.01, 2, KEPT, 2100.0),
     )
 
 
@@ -143,6 +146,8 @@ noise s = 0.0061, 3 pairs on 2 nodes. The ratio crossed the bar.
 - [x] changes train.py (+1 -1 lines) and no more
 - [x] frozen files by sha256: prepare.py `9c12154c0fcf`, score.py `0e46fd1e8721`
 - [x] scored by us from predictions; what the script prints is not believed
+- [x] holdout: passed, gain about +0.02 in steps of 0.01: kept two thirds of its gain on the holdout split, \
+on 2 of 3 pairs
 - [x] sandbox level of every run: 1
 - [x] fresh seeds, drawn after the claim; every run is listed, failed ones too
 - [x] confirmed on 2 nodes
@@ -157,10 +162,11 @@ def test_weak_evidence_is_not_ticked() -> None:
     dossier = example()
     own_word = [replace(run, sandbox_level=0) for run in dossier.evidence]
     own_word[1] = replace(own_word[1], outcome=replace(measured(2.4150, 5.1), self_reported=True))
-    weak = replace(dossier, evidence=tuple(own_word), verdict=replace(dossier.verdict, nodes=1))
+    weak = replace(dossier, holdout=None, evidence=tuple(own_word), verdict=replace(dossier.verdict, nodes=1))
     unticked = [line for line in request_body(weak).splitlines() if line.startswith("- [ ]")]
     assert unticked == [
         "- [ ] scores are SELF-REPORTED: the script's own word, as this task asks for",
+        "- [ ] holdout: not asked, as no score here is ours",
         "- [ ] sandbox level of every run: 0, which isolates nothing",
         "- [ ] confirmed on 1 node, as no other was there",
     ]

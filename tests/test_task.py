@@ -235,4 +235,4 @@ def test_a_longer_stream_needs_a_stream(tmp_path: Path) -> None:
     folder = toy.printed_task(tmp_path / "printed")
     with (folder / "task.toml").open("a") as file:
         file.write('[transfer]\nscale = "tokens=3"\n')
-    assert "transfer.scale = 'tokens=3' needs budget.tokens" in refusal(folder)
+    assert "transfer.scale = 'tokens=3' needs a budget of tokens" in refusal(folder)

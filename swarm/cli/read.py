@@ -161,6 +161,7 @@ def _experiment_json(told: History, experiment: Experiment) -> dict[str, object]
         "screened": json.loads(fact_to_json(experiment.screened)) if experiment.screened else None,
         "trials": trials,
         "verdicts": [json.loads(fact_to_json(verdict)) for verdict in experiment.verdicts],
+        "holdout": json.loads(fact_to_json(experiment.holdout)) if experiment.holdout else None,
     }
 
 

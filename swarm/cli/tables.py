@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from coordinator.wording import Step, count, direction, duration, numbers, proxy, steps
+from coordinator.wording import Step, count, direction, duration, holdout, numbers, proxy, steps
 from swarm.cli.words import plain
 from swarm.history import Experiment, History, Pair, Status, failure_of, score_of
 from swarm.proxy import proxy_health
@@ -138,6 +138,9 @@ def experiment_page(told: History, experiment: Experiment) -> Iterator[Renderabl
         yield Text(plain(f"verdict: {verdict.reason}"), style="green" if verdict.accepted else "yellow")
         if verdict.evidence:
             yield _pair_table(told, verdict)
+    if experiment.holdout is not None:
+        yield Text("")
+        yield Text(plain(holdout(experiment.holdout)), style="green" if experiment.holdout.passed else "yellow")
 
 
 def _diff(experiment: Experiment) -> Iterator[Text]:

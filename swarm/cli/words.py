@@ -10,6 +10,7 @@ from swarm.records import (
     CoordinatorStarted,
     ExperimentAdmitted,
     Fact,
+    HoldoutAnswered,
     Measurement,
     NodeJoined,
     NodeLost,
@@ -98,6 +99,9 @@ class Teller:
                 word = "accepted" if fact.accepted else "rejected"
                 why = fact.reason.removeprefix(f"{word}: ")
                 return f"{word.upper() if fact.accepted else word} {self._experiment(fact.experiment)}: {why}"
+            case HoldoutAnswered():
+                told = f", gain about {fact.gain:+g}" if fact.gain is not None else ""
+                return f"holdout {self._experiment(fact.experiment)}: {fact.reason}{told}"
             case Promotion():
                 kind = "" if fact.claim_kind == "gain" else f"{fact.claim_kind}, "
                 return f"PROMOTED {self._experiment(fact.experiment)}: {kind}pull request {fact.request}"
