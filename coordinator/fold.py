@@ -284,6 +284,7 @@ def _pair(
         candidate_artifact=ours.artifact,
         champion_artifact=theirs.artifact,
         self_reported=ours.self_reported,
+        sandbox_level=min(candidate.sandbox_level, champion.sandbox_level),
     )
 
 

@@ -47,6 +47,7 @@ class Pair(NamedTuple):
     candidate_artifact: str
     champion_artifact: str
     self_reported: bool  # a printed score: nothing of ours could be scored again
+    sandbox_level: int  # the lower one of its two runs
 
 
 @dataclass
