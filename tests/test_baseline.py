@@ -248,6 +248,36 @@ def test_every_switch_trains_and_no_position_sees_the_future(constants: Mapping[
     assert not torch.equal(answer[0, 100], changed[0, 100])
 
 
+@pytest.mark.parametrize("softcap", [15.0, 0.0, 2.0])
+def test_the_loss_by_hand_is_the_cross_entropy_of_what_the_model_predicts(softcap: float) -> None:
+    module = load_file(BASELINE / "train.py", "candidate")
+    vars(module).update(DTYPE=torch.float32, SOFTCAP=softcap)
+    torch.manual_seed(0)
+    model, tokens, targets = module.GPT(VOCAB), torch.randint(VOCAB, (2, 64)), torch.randint(VOCAB, (2, 64))
+    torch.nn.init.normal_(model.head.weight)  # far from the start, where no logit is near the cap
+    expected = torch.nn.functional.cross_entropy(model(tokens).flatten(0, 1), targets.flatten())
+    by_hand = module.HeadLoss.apply(model.stream(tokens).flatten(0, 1), model.head.weight, targets.flatten())
+    torch.testing.assert_close(by_hand, expected)
+    parameters = [model.head.weight, model.token.weight]
+    torch.testing.assert_close(
+        torch.autograd.grad(3 * by_hand, parameters), torch.autograd.grad(3 * expected, parameters)
+    )
+
+
+@pytest.mark.parametrize(("alibi", "reaches"), [(False, False), (True, True)])
+def test_rotary_attention_reaches_no_further_than_it_was_trained(alibi: bool, reaches: bool) -> None:
+    module = load_file(BASELINE / "train.py", "candidate")
+    vars(module).update(DEPTH=1, ALIBI=alibi, DTYPE=torch.float32)
+    torch.manual_seed(0)
+    model, tokens = module.GPT(VOCAB), torch.randint(VOCAB - 1, (1, 256))
+    torch.nn.init.normal_(model.attention[0].out.weight)
+    before = model(tokens)
+    tokens[0, 0] += 1
+    changed = (model(tokens) != before).any(dim=2)[0]
+    assert changed[: module.SEQ_LEN].all()
+    assert bool(changed[module.SEQ_LEN :].any()) is reaches
+
+
 def test_longer_training_learns(corpus: Path) -> None:
     module = load_file(BASELINE / "train.py", "candidate")
     torch.manual_seed(0)
