@@ -77,7 +77,7 @@ def test_with_many_ideas_the_harmful_one_hidden_by_the_others_is_left_out() -> N
     gains=st.lists(st.floats(0.5, 4), min_size=1, max_size=6),
     noise=st.lists(st.floats(-5, 5), min_size=64, max_size=64),
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_every_plan_ends_and_can_be_taken_up_again(gains: list[float], noise: list[float]) -> None:
     named = {f"i{n}": gain for n, gain in enumerate(gains)}
     ideas = [Idea(name, gain) for name, gain in named.items()]
