@@ -52,6 +52,8 @@ class Border:
 
     state: State
     trial_wall_s: float
+    printed: bool = False
+    """Whether the Task takes a script's own word for its score."""
     _admitted: dict[str, ExperimentAdmitted] = field(default_factory=dict)  # in this round, not yet in the state
 
     def hear(self, report: Report) -> Heard:
@@ -100,7 +102,14 @@ class Border:
         bound = trial_id(fact.candidate, fact.seed, fact.platform, drawn.fact.purpose, drawn.fact.number)
         if fact.purpose != drawn.fact.purpose or fact.trial != bound or fact.trial not in drawn.fact.trials:
             return f"trial {fact.trial[:8]} is not as it was drawn for block {fact.block[:8]}"
-        return ""
+        return self._unfounded(fact)
+
+    def _unfounded(self, fact: TrialFinished) -> str:
+        """Whatever was leased decides something: a score that nobody audited does not count, whoever brings it."""
+        outcome = fact.outcome
+        if not isinstance(outcome, Measurement) or outcome.audited or (self.printed and outcome.self_reported):
+            return ""
+        return f"the score of trial {fact.trial[:8]} was not audited: update the swarm on that node"
 
     def _explored(self, fact: TrialFinished) -> str:
         if fact.purpose not in ("reference", "screen"):

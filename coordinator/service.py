@@ -270,7 +270,8 @@ class Service:
     def _exchange(self, *, drain: bool = False, timeout_s: float = CALL_TIMEOUT_S) -> None:
         """One round of talk. What is not believed is acknowledged, too: the node would only say it again."""
         reports = self.roster.exchange(timeout_s, drain=drain)
-        border = Border(self.mind.state, self.study.config.nodes.trial_wall_s)
+        printed = self.study.task.score == "printed"
+        border = Border(self.mind.state, self.study.config.nodes.trial_wall_s, printed)
         facts: list[Fact] = []
         for report in reports:
             heard = border.hear(report)

@@ -104,6 +104,7 @@ class Desk:
     scale: Scale | None = None
     now: float = START
     holdout: dict[str, float | Outcome] = field(default_factory=dict)  # scores there by candidate; else as confirmed
+    printed: bool = False  # the task takes a script's own word for its score
     silent: set[str] = field(default_factory=set)  # nodes that do not answer what they are asked about the holdout
     vault: dict[str, dict[str, Outcome]] = field(default_factory=dict)  # node -> trial -> what the holdout would say
     facts: list[tuple[Fact, float]] = field(default_factory=list)
@@ -139,7 +140,7 @@ class Desk:
 
     def report(self, *reports: Report) -> list[Fact]:
         """One round: what nodes say, and everything that follows from it."""
-        border = Border(self.state, self.config.nodes.trial_wall_s)
+        border = Border(self.state, self.config.nodes.trial_wall_s, self.printed)
         before = len(self.facts)
         for report in reports:
             heard = border.hear(report)

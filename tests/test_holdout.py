@@ -118,6 +118,7 @@ def test_a_candidate_that_fails_there_is_refused_in_one_word_of_ours() -> None:
 
 def test_a_score_that_is_the_scripts_own_word_is_not_asked_about() -> None:
     desk = claimed()
+    desk.printed = True
     own = {c: replace(measured(score), self_reported=True, audited=False) for c, score in BETTER.items()}
     champion = replace(measured(2.0), self_reported=True, audited=False)
     while blocks := desk.outstanding("confirm"):

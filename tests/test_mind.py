@@ -546,6 +546,8 @@ def leased(desk: Desk) -> TrialFinished:
         {"block": ""},
         {"block": "unknown"},
         {"outcome": measured(1.0, cpu_s=-1.0)},
+        {"outcome": replace(measured(1.0), audited=False)},
+        {"outcome": replace(measured(1.0), audited=False, self_reported=True)},
         {"experiment": "x" * 100_000},
     ],
     ids=lambda lie: next(iter(lie)),
@@ -562,6 +564,23 @@ def test_a_result_that_is_not_as_it_was_leased_is_not_believed(lie: dict[str, ob
     assert not desk.state.blocks[honest.block].finished
     desk.report(desk.heard(honest.node, facts=(honest,), holding=(honest.block,)))
     assert desk.state.blocks[honest.block].finished, "the true result still counts"
+
+
+def test_where_a_task_takes_the_scripts_word_a_score_need_not_be_audited() -> None:
+    desk = ready("ant", "bee")
+    desk.printed = True
+    honest = leased(desk)
+    own_word = replace(honest, outcome=replace(measured(1.0), audited=False, self_reported=True))
+    desk.report(desk.heard(honest.node, facts=(own_word,), holding=(honest.block,)))
+    assert not desk.refused and desk.state.blocks[honest.block].finished
+
+
+def test_a_node_that_does_not_audit_decides_nothing_and_is_not_asked_for_ever() -> None:
+    desk = ready("ant", "bee")
+    desk.claim("ant", GOOD)
+    lazy = {candidate_id(f): replace(measured(s), audited=False) for f, s in ((A1, 1.5), (BASELINE, 2.0))}
+    desk.confirm(lazy)
+    assert "gave no pair" in verdicts(desk)[0].reason and not desk.state.promotions
 
 
 def test_what_a_node_may_not_say_is_refused() -> None:
