@@ -66,7 +66,8 @@ class Briefs:
         cpu_s = nodes.trial_wall_s
         if baseline is not None and self._cpu_limit:  # 0: seconds are the budget
             cpu_s = max(LEAST_CPU_S, self._cpu_limit * baseline)
-        return Limits(cpu_s=longer * cpu_s, wall_s=longer * nodes.trial_wall_s, memory_mb=nodes.memory_mb)
+        wall_s = longer * nodes.trial_wall_s
+        return Limits(longer * cpu_s, wall_s, memory_mb=nodes.memory_mb, disk_mb=nodes.disk_mb)
 
     def _shared(self, occasion: _Occasion) -> Brief:
         if self._common is None or self._common[0] != occasion:

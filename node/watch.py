@@ -13,10 +13,12 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from pathlib import Path
 from subprocess import Popen
 from types import TracebackType
 from typing import IO, Literal
 
+from node.footprint import Footprints
 from node.processes import Tree, Usage, has_ended
 from node.sandbox import Box, Sandbox
 from swarm.records import Failure, Limits
@@ -93,6 +95,7 @@ class Watch:
         limits: Limits,
         *,
         mark: str,
+        scratch: Path,
         phase: Phase,
         stop: threading.Event,
         monotonic: Callable[[], float],
@@ -107,6 +110,7 @@ class Watch:
         self._late = "ran longer than"
         self._monotonic, self._on_phase = monotonic, on_phase
         self._tree = Tree(process.pid, mark)
+        self._footprints = Footprints(scratch, limits.disk_mb, limits.files)
         self._started = self._sample_at = monotonic()
         self._log_fd = log.fileno()
         os.set_blocking(self._log_fd, False)
@@ -212,6 +216,11 @@ class Watch:
             raise TrialFailed(
                 "candidate", "memory", f"{self._phase}: held {usage.memory_mb:.0f} of {limits.memory_mb} MB"
             )
+        if usage.processes > limits.processes:
+            words = f"{self._phase}: ran {usage.processes} processes, {limits.processes} are allowed"
+            raise TrialFailed("candidate", "rule", words)
+        if excess := self._footprints.excess(elapsed_s):
+            raise TrialFailed("candidate", "disk", f"{self._phase}: {excess}")
 
 
 def plain(data: bytes) -> str:
@@ -245,7 +254,15 @@ def running(
     assert log is not None, "a sandbox gives a log pipe"
     try:
         with Watch(
-            process, log, box.limits, mark=mark, phase=phase, stop=stop, monotonic=monotonic, on_phase=on_phase
+            process,
+            log,
+            box.limits,
+            mark=mark,
+            scratch=box.scratch,
+            phase=phase,
+            stop=stop,
+            monotonic=monotonic,
+            on_phase=on_phase,
         ) as watch:
             try:
                 yield watch
