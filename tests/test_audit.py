@@ -10,12 +10,12 @@ import toy_task as toy
 
 from node.data import prepare_data
 from node.sandbox.bare import Bare
-from node.trial import Workshop, run_trial
+from node.trial import TrialRun, Workshop, run_trial
 from swarm.records import Failure, Measurement, Outcome, Purpose
 from swarm.task import bundle, load_task, unbundle
 
 BASELINE = Path(__file__).parents[1] / "baseline"
-AUDITED: tuple[Purpose, ...] = ("calibrate", "confirm", "final", "reproduce")
+AUDITED: tuple[Purpose, ...] = ("calibrate", "confirm", "transfer", "final", "reproduce")
 
 
 def outcome_of(tmp_path: Path, score: str, purpose: Purpose) -> Outcome:
@@ -138,13 +138,17 @@ def shipped(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
     return Workshop(task, root / "task", prepare_data(task, root / "task", "", root), Bare(), root / "scratch")
 
 
-def shipped_outcome(shipped: Workshop, purpose: Purpose, seed: int, *edits: tuple[str, str]) -> Outcome:
+def shipped_run(shipped: Workshop, purpose: Purpose, seed: int, *edits: tuple[str, str]) -> TrialRun:
     text = (BASELINE / "train.py").read_text()
     for old, new in edits:
         assert old in text
         text = text.replace(old, new)
     spec = replace(toy.spec_of(text, seed=seed, cpu_s=60, wall_s=120), purpose=purpose)
-    return run_trial(spec, workshop=shipped).outcome
+    return run_trial(spec, workshop=shipped)
+
+
+def shipped_outcome(shipped: Workshop, purpose: Purpose, seed: int, *edits: tuple[str, str]) -> Outcome:
+    return shipped_run(shipped, purpose, seed, *edits).outcome
 
 
 FP32 = ("DTYPE, DTYPE_REASON = pick_dtype()", 'DTYPE, DTYPE_REASON = torch.float32, "chosen"')
@@ -158,6 +162,12 @@ def test_honest_models_agree_with_themselves_bit_for_bit(shipped: Workshop, edit
     outcome = shipped_outcome(shipped, "confirm", len(edits), *edits)
     assert isinstance(outcome, Measurement), outcome
     assert outcome.audited
+
+
+def test_a_check_at_twice_the_depth_is_scored_and_audited(shipped: Workshop) -> None:
+    run = shipped_run(shipped, "transfer", 0)
+    assert isinstance(run.outcome, Measurement) and run.outcome.audited, run.outcome
+    assert re.search(r"^depth: +4$", run.log, re.MULTILINE)
 
 
 LEAK = """
