@@ -24,6 +24,7 @@ from node.sandbox import Box, Sandbox
 from swarm.records import Failure, Limits
 from swarm.scrub import scrub
 
+FIRST_SAMPLE_S = 0.005  # what lives for a moment only is seen, too; later samples are as far apart as it is old
 SAMPLE_S = 0.05  # so a limit is overrun by at most this, and a sample of a small tree costs 0.1 ms
 CHUNK = 65_536  # what a pipe holds
 TAIL_BYTES = 4096  # of the log, kept with the record
@@ -197,7 +198,7 @@ class Watch:
 
     def _sample(self) -> None:
         now = self._monotonic()
-        self._sample_at = now + SAMPLE_S
+        self._sample_at = now + min(SAMPLE_S, max(FIRST_SAMPLE_S, now - self._started))
         usage = self._tree.usage()
         self.cpu_s = max(self.cpu_s, usage.cpu_s)
         self.peak_memory_mb = max(self.peak_memory_mb, usage.memory_mb)
