@@ -42,7 +42,10 @@ def sandbox_words(use: str) -> str:
     """Which sandbox the nodes of this machine will use, and why it is no better one."""
     sandbox = sandboxes.choose_sandbox(use)
     lacks = sandboxes.best().lacks if use == sandboxes.AUTO else ""
-    why = f": NO WALLS, run only code that you trust ({lacks})" if lacks else ""
+    if sandbox.level == 0:
+        why = f": NO WALLS, run only code that you trust ({lacks})" if lacks else ": NO WALLS, as you chose"
+    else:
+        why = f" ({lacks})" if lacks else ""
     return f"sandbox {sandbox.name}, level {sandbox.level}{why}"
 
 
