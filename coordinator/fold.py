@@ -242,7 +242,8 @@ def _add_pair(state: State, block: BlockDrawn, candidate: TrialFinished, champio
         state.final_failures += final
         return
     gain = state.gain(ours.score, theirs.score)
-    pair = Pair(gain, ours.cpu_s, theirs.cpu_s, candidate.trial, champion.trial, candidate.node)
+    level = min(candidate.sandbox_level, champion.sandbox_level)
+    pair = Pair(gain, ours.cpu_s, theirs.cpu_s, candidate.trial, champion.trial, candidate.node, level)
     for claim in claims:
         claim.pairs.append(pair)
     if final:

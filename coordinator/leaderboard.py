@@ -249,7 +249,7 @@ def _nodes(history: History) -> str:
             words(info.name, 40),
             *map(str, (trials[uid], scored[uid], ideas[uid], status[uid, "promoted"], status[uid, "rejected"])),
             str(failures[uid]),
-            words(f"level {info.sandbox_level}, {info.sandbox}", 60),
+            words(f"level {info.sandbox_level}, {info.sandbox}{', code trusted' if info.trusting else ''}", 60),
         )
         for uid, info in history.nodes.items()
     ]

@@ -12,6 +12,7 @@ from random import Random
 from coordinator.state import Claim, State
 from swarm.config import Config
 from swarm.records import BlockDrawn, Purpose, Report, digest
+from swarm.trust import level_needed
 
 SHARED_BY = 4  # candidates that may share one champion run in a block: above it false verdicts come in clusters
 SPREAD = 3  # other nodes that a claim is confirmed on, where there are so many
@@ -45,6 +46,7 @@ class Leases:
 
     def __init__(self, state: State, presence: Mapping[str, Presence], config: Config, now: float) -> None:
         self._state, self._config, self._now = state, config, now
+        self._least_level = 0 if config.nodes.trust_code else level_needed(config)
         self._number = len(state.blocks)
         self._alive = Counter(state.platform_of(uid) for uid, p in presence.items() if p.alive)
         self._free = {uid: None for uid in sorted(presence) if self._is_free(uid, presence[uid])}  # an ordered set
@@ -73,7 +75,9 @@ class Leases:
     def _is_free(self, uid: str, presence: Presence) -> bool:
         if not presence.alive or not presence.report.ready or presence.report.holding:
             return False
-        return uid in self._state.nodes and uid not in self._state.leased and not self._quarantined(uid)
+        if uid not in self._state.nodes or self._state.nodes[uid].sandbox_level < self._least_level:
+            return False
+        return uid not in self._state.leased and not self._quarantined(uid)
 
     def _quarantined(self, uid: str) -> bool:
         count = self._state.disturbances.get(uid, 0) - QUARANTINE_AFTER

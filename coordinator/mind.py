@@ -22,6 +22,7 @@ from swarm.records import (
     BlockLost,
     ExperimentAdmitted,
     Fact,
+    NodeInfo,
     NodeJoined,
     NodeLost,
     Orders,
@@ -29,10 +30,12 @@ from swarm.records import (
     ProposalRefused,
     Report,
     StudyFinished,
+    Trouble,
     Verdict,
     candidate_id,
     researcher_branch,
 )
+from swarm.trust import level_needed, too_open
 
 PROPOSALS_HEARD = 8  # of one report; a researcher keeps two ready
 RETURN_S = 30.0  # at the end, a node whose agent died is waited for this long: starting it again takes about 5 s
@@ -64,6 +67,7 @@ class Mind:
         self._refused: dict[tuple[str, str], str] = {}
         self._briefs = Briefs(self.state, config.nodes, cpu_limit)
         self._retry_promotion_at = 0.0
+        self._level_needed = level_needed(config)
 
     # --- feeding ---
 
@@ -105,8 +109,10 @@ class Mind:
         for uid, presence in self.presence.items():
             node = presence.report.node
             known = self.state.nodes.get(uid)
-            if presence.report.ready and (known is None or known.platform != node.platform):
+            if presence.report.ready and (known is None or _told_anew(known, node)):
                 yield NodeJoined(node, now)
+                if refusal := self._too_open(node.sandbox, node.sandbox_level):
+                    yield Trouble(f"node {node.name}", f"it explores, and its runs decide nothing: {refusal}", now)
             silent = now - presence.heard_at
             if presence.alive and silent > self.config.nodes.lost_after_s:
                 yield NodeLost(uid, f"silent for {silent:.0f} s", now)
@@ -180,8 +186,8 @@ class Mind:
         if isinstance(decision, Undecided):
             claim.weighed = len(claim.pairs)
             return None
-        if isinstance(decision, Accepted) and (slow := self._too_slow(claim)):
-            return self._close(claim, slow, now)
+        if isinstance(decision, Accepted) and (objection := self._too_slow(claim) or self._badly_kept(claim)):
+            return self._close(claim, objection, now)
         return self._verdict_of(claim, decision, decision.reason, now)
 
     def _too_slow(self, claim: Claim) -> str:
@@ -190,6 +196,13 @@ class Mind:
         ratio *= self.state.cpu_ratio.get(claim.base, 1.0)
         allowed = self.config.decision.cpu_ratio
         return "" if ratio <= allowed else f"it takes {ratio:.2f}x the baseline's CPU time, {allowed:g}x is allowed"
+
+    def _badly_kept(self, claim: Claim) -> str:
+        """Whether a run that accepts it was less isolated than the code asks for: it may have made its own score."""
+        return self._too_open("of one of its runs", min(pair.sandbox_level for pair in claim.pairs))
+
+    def _too_open(self, sandbox: str, level: int) -> str:
+        return "" if self.config.nodes.trust_code else too_open(sandbox, level, self._level_needed)
 
     def _close(self, claim: Claim, reason: str, now: float) -> Verdict:
         gains = [pair.gain for pair in claim.pairs]
@@ -376,3 +389,8 @@ class Mind:
         for drawn in self.state.leased.get(uid, {}).values():
             if drawn.fact.block not in report.holding:
                 yield Block(drawn.fact.block, drawn.fact.fence, tuple(self._briefs.specs(drawn.fact)))
+
+
+def _told_anew(known: NodeInfo, node: NodeInfo) -> bool:
+    """Whether it came back as another machine, as far as its runs are concerned."""
+    return (known.platform, known.sandbox_level) != (node.platform, node.sandbox_level)

@@ -39,6 +39,7 @@ from swarm.records import (
 )
 from swarm.repo import Repo
 from swarm.task import Task, bundle, read_editable
+from swarm.trust import level_needed
 
 log = logging.getLogger(__name__)
 
@@ -257,6 +258,7 @@ class Service:
                 proposer=config.proposer.use,
                 proposer_options=config.proposer.options,
                 sandbox=config.nodes.sandbox,
+                level_needed=level_needed(config),
                 data=self.study.data,
                 fingerprint=self.study.fingerprint,
                 threads=config.nodes.threads,

@@ -39,6 +39,7 @@ class Pair(NamedTuple):
     candidate_trial: str
     champion_trial: str
     node: str
+    sandbox_level: int  # the lower one of its two runs
 
 
 @dataclass

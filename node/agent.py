@@ -18,7 +18,7 @@ from typing import NamedTuple
 from node import proposers
 from node.data import other_data, prepare_data
 from node.hardware import node_uid, platform_of
-from node.home import node_home, node_name, study_home
+from node.home import node_home, node_name, study_home, trusts_code
 from node.researcher import MAX_ATTEMPTS, Memory, Researcher
 from node.sandbox.choice import choose_sandbox
 from node.thinker import Thinker
@@ -187,23 +187,19 @@ class Agent:
         folder = self._home / "task"
         unbundle(self._setup.task_files, folder)
         task = load_task(folder)
-        sandbox = choose_sandbox(self._setup.sandbox)
+        needed = self._setup.level_needed
+        sandbox = choose_sandbox(self._setup.sandbox, 0 if trusts_code() else needed)
         data = prepare_data(task, folder, self._setup.data, node_home() / "data")
         if data is not None and (different := other_data(data, self._setup.fingerprint)):
             self.trouble("data", different)
         platform = platform_of(task, data.fingerprint if data else "", self._setup.threads)
         with self.work:
-            self._node = replace(self._node, platform=platform, sandbox_level=sandbox.level, sandbox=sandbox.name)
+            kept = replace(self._node, sandbox_level=sandbox.level, sandbox=sandbox.name)
+            self._node = replace(kept, platform=platform, trusting=sandbox.level < needed)
             self._put(self.researcher.interrupted(time.time()))
             self._ready, self._idle = True, "waiting for the first brief"
-        return Workshop(
-            task=task,
-            folder=folder,
-            data=data,
-            sandbox=sandbox,
-            scratch=self._home / "scratch",
-            threads=self._setup.threads,
-        )
+        scratch, threads = self._home / "scratch", self._setup.threads
+        return Workshop(task, folder, data, sandbox, scratch, threads)
 
     def _run_forever(self, workshop: Workshop) -> None:
         while True:

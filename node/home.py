@@ -24,6 +24,11 @@ def node_home() -> Path:
     return Path(os.environ.get("SWARM_NODE_HOME") or Path.home() / ".cache" / "swarm" / "node")
 
 
+def trusts_code() -> bool:
+    """Whether the owner of this machine said that code may run below the sandbox level that it asks for."""
+    return os.environ.get("SWARM_TRUST_CODE") == "1"
+
+
 def node_name() -> str:
     """How people call this node."""
     return os.environ.get("SWARM_NODE_NAME") or socket.gethostname().split(".")[0].lower()

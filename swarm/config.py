@@ -71,6 +71,8 @@ class Nodes(_Section):
     """A silent node loses its lease after this time."""
     sandbox: str = "auto"
     """"auto" takes the best that starts here; or "bwrap", "landlock", "bare", or your own as package.module:Class."""
+    trust_code: bool = False
+    """Let runs below the sandbox level that the code asks for decide; `--i-trust-this-code` sets it."""
 
 
 class ProposerChoice(_Section):

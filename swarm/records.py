@@ -71,6 +71,7 @@ class NodeInfo:
     platform: Platform
     sandbox_level: int  # 0 none, 1 Landlock, 2 bubblewrap, 3 bubblewrap with cgroup
     sandbox: str
+    trusting: bool = False  # its owner said --i-trust-this-code: it runs code below the level that this asks for
 
 
 @dataclass(frozen=True)
@@ -642,6 +643,7 @@ class Setup:
     proposer_options: Mapping[str, str] = field(default_factory=dict)
     opened_at: float = 0.0  # tells this study from an earlier one of the same name
     sandbox: str = "auto"
+    level_needed: int = 0  # below this sandbox level a node runs nothing, unless its owner trusts the code
     data: str = ""  # a folder with prepared data, used where it exists; else the node prepares its own
     fingerprint: str = ""  # of the coordinator's data; a node whose own differs is told so
     threads: int = 1

@@ -94,7 +94,7 @@ class SimulatedNode:
 
     def __init__(self, world: World, name: str, study: str, seed: int) -> None:
         self.world, self.name, self.study, self.seed = world, name, study, seed
-        self.info = NodeInfo(f"uid-{name}", name, "localhost", PLATFORM, 0, "simulated")
+        self.info = NodeInfo(f"uid-{name}", name, "localhost", PLATFORM, 2, "simulated")
         self.memory: Memory | None = None
         self.spool: dict[str, Fact] = {}
         self.produced: list[str] = []
@@ -194,7 +194,7 @@ class SimulatedNode:
         self.current = None
         run = TrialRun(self.world.outcome(spec), ends - TRIAL_S, ends, "log")
         fact = TrialFinished(
-            spec.id, spec.candidate, spec.experiment, spec.seed, spec.purpose, self.info.uid, PLATFORM.id, 0,
+            spec.id, spec.candidate, spec.experiment, spec.seed, spec.purpose, self.info.uid, PLATFORM.id, 2,
             block.id if block else "", block.fence if block else 0, run.started_at, run.ended_at, run.outcome, run.log,
         )  # fmt: skip
         self.produced.append(fact.key)

@@ -169,6 +169,21 @@ def test_it_explores_by_itself(hire: Callable[..., Boss]) -> None:
     assert boss.of(Spent), "what asking cost is told"
 
 
+def test_code_that_asks_for_more_than_its_sandbox_keeps_does_not_run_on_a_node(hire: Callable[..., Boss]) -> None:
+    boss = hire(level_needed=1)
+    boss.until(lambda report: boss.of(Trouble), "the node says why")
+    assert "level 0" in boss.of(Trouble)[0].message and boss.last is not None and not boss.last.ready
+
+
+def test_unless_the_owner_of_the_node_trusts_it_which_is_on_record(
+    hire: Callable[..., Boss], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SWARM_TRUST_CODE", "1")
+    boss = hire(level_needed=1)
+    node = boss.until(lambda report: report.ready, "the agent is ready").node
+    assert (node.sandbox_level, node.trusting) == (0, True)
+
+
 def test_a_block_comes_before_own_exploration_and_is_not_interrupted(hire: Callable[..., Boss]) -> None:
     boss = hire()
     boss.brief = None

@@ -52,6 +52,11 @@ def settings(*overrides: str) -> list[str]:
     return [part for override in overrides for part in ("--set", override)]
 
 
+def test_code_that_asks_for_walls_where_there_are_none(place: Path) -> None:
+    words = refused(place, *settings("nodes.sandbox=bare"))
+    assert "level 0" in words and "level 1" in words and "--i-trust-this-code" in words
+
+
 # --- the configuration -----------------------------------------------------------------------------------
 
 

@@ -11,9 +11,10 @@ from node.sandbox import Box, Sandbox
 from node.sandbox.bare import Bare
 from node.sandbox.bwrap import Bwrap
 from node.sandbox.landlock import Landlock
-from swarm.errors import ConfigError
+from swarm.errors import ConfigError, PrerequisiteError
 from swarm.plugins import full_name, load_class
 from swarm.records import Limits
+from swarm.trust import too_open
 
 AUTO = "auto"
 SHORT_NAMES = {
@@ -41,14 +42,20 @@ def check_name(use: str) -> None:
     full_name("sandbox", use, SHORT_NAMES)
 
 
-def choose_sandbox(use: str) -> Sandbox:
+def choose_sandbox(use: str, least_level: int = 0) -> Sandbox:
     """Build the sandbox that the configuration names.
 
     Raises:
         ConfigError: no such sandbox, or it cannot be built.
+        PrerequisiteError: code that asks for `least_level` may not run in it.
     """
-    if use == AUTO:
-        return best().make()
+    sandbox = best().make() if use == AUTO else _build(use)
+    if refusal := too_open(sandbox.name, sandbox.level, least_level):
+        raise PrerequisiteError(refusal)
+    return sandbox
+
+
+def _build(use: str) -> Sandbox:
     cls = load_class("sandbox", use, SHORT_NAMES)
     try:
         sandbox: Sandbox = cls()

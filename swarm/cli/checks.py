@@ -12,6 +12,7 @@ from node.sandbox import choice as sandboxes
 from swarm.config import Config
 from swarm.errors import ConfigError, PrerequisiteError
 from swarm.task import Task
+from swarm.trust import level_needed
 
 _TOKEN_CHARACTERS = 64  # `ensure_token` writes so many hexadecimal digits
 
@@ -26,7 +27,7 @@ def check_choices(config: Config, task: Task, *, local: int) -> None:
     """
     if local:
         proposers.load(config.proposer.use, 0, config.proposer.options)
-        sandboxes.choose_sandbox(config.nodes.sandbox)
+        sandboxes.choose_sandbox(config.nodes.sandbox, 0 if config.nodes.trust_code else level_needed(config))
     else:
         proposers.check_name(config.proposer.use)
         sandboxes.check_name(config.nodes.sandbox)

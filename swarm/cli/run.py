@@ -59,6 +59,7 @@ class Machines:
     port: int = 0
     timing: Timing = QUICK
     gpu: bool = False
+    trust: bool = False  # in this study's code: whoever starts local nodes owns them
     address: str = ""
     healing: bool = False
     _heal_at: float = field(default=0.0)
@@ -104,6 +105,7 @@ class Machines:
             uid=node_uid(home),
             timing=self.timing,
             gpu=self.gpu,
+            env=_trusting(self.trust),
         )
 
     def heal(self) -> None:
@@ -169,6 +171,7 @@ def _machines(folder: Path, config: Config, local: int, port: int, host: str) ->
         port=port,
         timing=PRODUCTION if host else QUICK,
         gpu=gpu,
+        trust=config.nodes.trust_code,
     )
 
 
@@ -275,7 +278,14 @@ def make_forge(config: Config, folder: Path) -> Forge:
 
 
 def join(
-    address: str, home: Path, token_file: Path, name: str, *, gpu: bool | None, timing: Timing = PRODUCTION
+    address: str,
+    home: Path,
+    token_file: Path,
+    name: str,
+    *,
+    gpu: bool | None,
+    trust: bool = False,
+    timing: Timing = PRODUCTION,
 ) -> None:
     """Lend this machine to a cluster until it is told to leave.
 
@@ -295,7 +305,16 @@ def join(
     def start() -> Started:
         try:
             joined[:] = [
-                start_node(address, home, token_file=token_file, name=name, uid=uid, gpu=uses_gpu, timing=timing)
+                start_node(
+                    address,
+                    home,
+                    token_file=token_file,
+                    name=name,
+                    uid=uid,
+                    gpu=uses_gpu,
+                    timing=timing,
+                    env=_trusting(trust),
+                )
             ]
         except ClusterError as error:
             if joined:
@@ -310,6 +329,11 @@ def join(
         join_loop(start, home)
     finally:
         os.close(lock)
+
+
+def _trusting(trust: bool) -> dict[str, str]:
+    """How an agent is told that its machine's owner trusts the code."""
+    return {"SWARM_TRUST_CODE": "1" if trust else ""}  # also when not: ours may come from another node
 
 
 def _join_lock(home: Path) -> Path:

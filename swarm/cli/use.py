@@ -21,13 +21,13 @@ from node.hardware import doctor as examine
 from node.hardware import gpu_name, platform_of
 from node.sandbox.choice import choose_sandbox
 from node.trial import Workshop, run_trial
-from swarm.cli.options import JSON, STUDY
+from swarm.cli.options import JSON, STUDY, TRUST
 from swarm.cli.read import find_experiment
 from swarm.cli.run import make_forge
 from swarm.cli.studies import facts_of, find, opened_in
 from swarm.cli.tables import LOG_LINES
 from swarm.cli.words import plain
-from swarm.config import Nodes, config_from_json
+from swarm.config import Config, Nodes, config_from_json
 from swarm.errors import PrerequisiteError
 from swarm.history import history
 from swarm.records import (
@@ -40,6 +40,7 @@ from swarm.records import (
     digest,
 )
 from swarm.task import TASK_FILE, Task, init_task, load_task
+from swarm.trust import level_needed
 
 
 @click.command()
@@ -82,7 +83,10 @@ class Claimed(NamedTuple):
 )
 @STUDY
 @JSON
-def reproduce(identity: str, seeds: int, task_folder: Path | None, study: Path | None, as_json: bool) -> None:
+@TRUST
+def reproduce(
+    identity: str, seeds: int, task_folder: Path | None, study: Path | None, as_json: bool, trust: bool
+) -> None:
     """Run a promoted result again here; say whether it holds.
 
     ID is an experiment's number or the beginning of its hash. Candidate and base are trained on the same fresh seeds.
@@ -97,7 +101,7 @@ def reproduce(identity: str, seeds: int, task_folder: Path | None, study: Path |
     console = Console(stderr=as_json)
     console.print(f"experiment {claimed.number}: {claimed.hypothesis}", markup=False, highlight=False)
     with tempfile.TemporaryDirectory(prefix="swarm-reproduce-") as scratch:
-        workshop = _workshop(task, folder, Path(scratch), config.nodes.threads, console)
+        workshop = _workshop(task, folder, Path(scratch), config, trust, console)
         gains = list(_pairs(workshop, claimed, opened, seeds, config.nodes, console))
     interval = paired_interval(gains)
     holds = interval.low > 0
@@ -130,11 +134,12 @@ def _find_claimed(place: Path, identity: str) -> Claimed:
     )
 
 
-def _workshop(task: Task, folder: Path, scratch: Path, threads: int, console: Console) -> Workshop:
+def _workshop(task: Task, folder: Path, scratch: Path, config: Config, trust: bool, console: Console) -> Workshop:
+    sandbox, threads = choose_sandbox("auto", 0 if trust else level_needed(config)), config.nodes.threads
     data = prepare_data(task, folder, "", Path(".cache") / "data")
     platform = platform_of(task, data.fingerprint if data else "", threads)
     console.print(f"platform: {platform.device}; {platform.software}; data {platform.data[:12]}", highlight=False)
-    return Workshop(task, folder, data, choose_sandbox("auto"), scratch, threads)
+    return Workshop(task, folder, data, sandbox, scratch, threads)
 
 
 def _pairs(

@@ -53,7 +53,8 @@ class Teller:
                 return f"coordinator resumed (epoch {fact.epoch})"
             case NodeJoined():
                 self._nodes[fact.node.uid] = fact.node.name
-                return f"node {fact.node.name} joined: {fact.node.platform.device}, sandbox {fact.node.sandbox}"
+                trust = "; its owner trusts this study's code" if fact.node.trusting else ""
+                return f"node {fact.node.name} joined: {fact.node.platform.device}, sandbox {fact.node.sandbox}{trust}"
             case NodeLost() | TrialDisturbed() | BlockLost() | Trouble():
                 return self._mishap(fact)
             case ExperimentAdmitted():

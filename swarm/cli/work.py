@@ -9,7 +9,7 @@ from rich.console import Console
 
 from coordinator.mind import NO_NODE
 from swarm.cli import run as wiring
-from swarm.cli.options import CONFIG, HOME, PLAIN, SET, STUDY
+from swarm.cli.options import CONFIG, HOME, PLAIN, SET, STUDY, TRUST
 from swarm.cli.studies import find
 from swarm.config import Config, load_config
 from swarm.records import StudyFinished
@@ -19,12 +19,13 @@ from swarm.records import StudyFinished
 @CONFIG
 @SET
 @PLAIN
-def run(config: Path | None, overrides: tuple[str, ...], plain: bool) -> None:
+@TRUST
+def run(config: Path | None, overrides: tuple[str, ...], plain: bool, trust: bool) -> None:
     """Run a study on this machine, to its end. The same command again resumes it.
 
     CONFIG is a TOML file; the default is configs/laptop.toml.
     """
-    settings = _config(config, overrides)
+    settings = _config(config, overrides, trust)
     sys.exit(_exit_code(wiring.run_study(settings, Console(), local=settings.nodes.local, plain=plain)))
 
 
@@ -32,16 +33,20 @@ def run(config: Path | None, overrides: tuple[str, ...], plain: bool) -> None:
 @CONFIG
 @SET
 @PLAIN
+@TRUST
 @click.option("--host", default="", help="Address under which nodes reach this machine; default: this machine only.")
 @click.option("--port", default=6379, show_default=True, help="Port of the head.")
-def coordinator(config: Path | None, overrides: tuple[str, ...], plain: bool, host: str, port: int) -> None:
+def coordinator(
+    config: Path | None, overrides: tuple[str, ...], plain: bool, trust: bool, host: str, port: int
+) -> None:
     """Run the coordinator of a study; nodes come by `swarm join`."""
-    settings = _config(config, overrides)
+    settings = _config(config, overrides, trust)
     sys.exit(_exit_code(wiring.run_study(settings, Console(), local=0, port=port, host=host, plain=plain)))
 
 
-def _config(path: Path | None, overrides: tuple[str, ...]) -> Config:
+def _config(path: Path | None, overrides: tuple[str, ...], trust: bool) -> Config:
     default = Path("configs/laptop.toml")
+    overrides = (*overrides, "nodes.trust_code=true") if trust else overrides
     return load_config(path or (default if default.exists() else None), overrides)
 
 
@@ -64,14 +69,15 @@ def _exit_code(finished: StudyFinished | None) -> int:
 @HOME
 @click.option("--name", default="", help="How people call this node; default: the host's name.")
 @click.option("--gpu/--cpu", "gpu", default=None, help="Lend the GPU, or one CPU slot; default: the GPU if it has one.")
-def join(address: str, token_file: Path, home: Path | None, name: str, gpu: bool | None) -> None:
+@TRUST
+def join(address: str, token_file: Path, home: Path | None, name: str, gpu: bool | None, trust: bool) -> None:
     """Lend this machine to a cluster until Ctrl-C or `swarm leave`.
 
     ADDRESS is HOST:PORT, as `swarm coordinator` prints it.
     """
     logging.getLogger("swarm").setLevel(logging.INFO)
     place = (home or wiring.default_node_home()).absolute()
-    wiring.join(address, place, token_file, name or wiring.default_node_name(), gpu=gpu)
+    wiring.join(address, place, token_file, name or wiring.default_node_name(), gpu=gpu, trust=trust)
 
 
 @click.command()
