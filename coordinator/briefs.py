@@ -64,7 +64,7 @@ class Briefs:
         """When a trial on this Platform is killed."""
         nodes, baseline = self._nodes, self._state.baseline_cpu_s.get(platform)
         cpu_s = nodes.trial_wall_s if baseline is None else max(LEAST_CPU_S, self._cpu_limit * baseline)
-        return Limits(cpu_s=cpu_s, wall_s=nodes.trial_wall_s, memory_mb=nodes.memory_mb)
+        return Limits(cpu_s, wall_s=nodes.trial_wall_s, memory_mb=nodes.memory_mb, disk_mb=nodes.disk_mb)
 
     def _shared(self, occasion: _Occasion) -> Brief:
         if self._common is None or self._common[0] != occasion:

@@ -264,6 +264,7 @@ class Service:
                 threads=config.nodes.threads,
                 wall_limit_s=config.nodes.trial_wall_s,
                 memory_mb=config.nodes.memory_mb,
+                disk_mb=config.nodes.disk_mb,
             )
         )
 

@@ -365,6 +365,7 @@ class Agent:
             direction=self._setup.direction,
             wall_s=self._setup.wall_limit_s,
             memory_mb=self._setup.memory_mb,
+            disk_mb=self._setup.disk_mb,
         )
 
     def _remembered(self) -> Memory | None:

@@ -24,10 +24,11 @@ KILL_ROUNDS_S = 0.9  # a tree that forks faster than we kill is given up after t
 
 
 class Usage(NamedTuple):
-    """What a tree has used since its start (CPU) and holds now (memory)."""
+    """What a tree has used since its start (CPU) and holds now (memory, processes)."""
 
     cpu_s: float
     memory_mb: float
+    processes: int
 
 
 class Tree:
@@ -61,7 +62,7 @@ class Tree:
                     family_s += cpu_s
         # Between a child's end and its collection its time is in neither table: never count backwards.
         self._cpu_s = max(self._cpu_s, family_s)
-        return Usage(self._cpu_s + sum(self._strays.values()), memory / 2**20)
+        return Usage(self._cpu_s + sum(self._strays.values()), memory / 2**20, len(self._members))
 
     def _refresh(self) -> None:
         started = time.monotonic()

@@ -83,13 +83,22 @@ class Memory:
 class Researcher:
     """Explores one branch of one Study on one Node."""
 
-    def __init__(self, memory: Memory, *, study_seed: int, direction: Direction, wall_s: float, memory_mb: int) -> None:
+    def __init__(
+        self,
+        memory: Memory,
+        *,
+        study_seed: int,
+        direction: Direction,
+        wall_s: float,
+        memory_mb: int,
+        disk_mb: int = 4096,
+    ) -> None:
         self.memory = memory
         self.brief: Brief | None = None
         self._study_seed = study_seed
         self._sign = -1.0 if direction == "minimize" else 1.0
         self._wall_s = wall_s
-        self._memory_mb = memory_mb
+        self._memory_mb, self._disk_mb = memory_mb, disk_mb
         self._heard: list[Heard] = []
         self._parents: dict[str, Files] = {memory.tip: memory.tip_files}  # recent tips, for proposals made on them
         self._left: dict[str, Proposal] = {}  # carried elsewhere while the coordinator was asked about them
@@ -208,7 +217,7 @@ class Researcher:
         assert self.brief is not None
         trial = digest("exploration", memory.node, memory.branch, memory.sequence)
         self._update(sequence=memory.sequence + 1, issued=trial)
-        limits = Limits(cpu_s=self.brief.cpu_limit_s, wall_s=self._wall_s, memory_mb=self._memory_mb)
+        limits = Limits(self.brief.cpu_limit_s, self._wall_s, memory_mb=self._memory_mb, disk_mb=self._disk_mb)
         return TrialSpec(
             id=trial,
             candidate=candidate_id(files),

@@ -300,8 +300,29 @@ def _locked(home: Path) -> Iterator[None]:
 
 
 def _remove(home: Path) -> None:
-    """Remove a folder, also where a candidate took our permissions away. What stays is swept at the next start."""
-    for folder, _, _ in os.walk(home):  # never follows links
+    """Remove a folder, also where a candidate took our permissions away. What stays is swept at the next start.
+
+    A candidate's folders may lie deeper than a path is long, or than Python recurses: each is moved up here first.
+    """
+    waiting = [home]
+    while waiting:
+        folder = waiting.pop()
         with suppress(OSError):
             os.chmod(folder, 0o700)
-    shutil.rmtree(home, ignore_errors=True)
+            for entry in list(os.scandir(folder)):
+                with suppress(OSError):
+                    if entry.is_dir(follow_symlinks=False):
+                        waiting.append(_move_up(Path(entry.path), home))
+                    else:
+                        os.unlink(entry.path)
+            if folder != home:
+                os.rmdir(folder)
+    with suppress(OSError):
+        os.rmdir(home)
+
+
+def _move_up(folder: Path, home: Path) -> Path:
+    above = home / secrets.token_hex(8)
+    os.chmod(folder, 0o700)  # who may not write to a folder may not move it
+    os.rename(folder, above)
+    return above

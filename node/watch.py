@@ -12,10 +12,12 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from subprocess import Popen
 from types import TracebackType
 from typing import IO, Literal
 
+from node.footprint import Footprints
 from node.processes import Tree, Usage, has_ended
 from node.sandbox import Box, Sandbox
 from swarm.records import Failure, Limits
@@ -92,6 +94,7 @@ class Watch:
         limits: Limits,
         *,
         mark: str,
+        scratch: Path,
         phase: Phase,
         stop: threading.Event,
         monotonic: Callable[[], float],
@@ -105,6 +108,7 @@ class Watch:
         self._limits, self._phase, self._stop = limits, phase, stop
         self._monotonic, self._on_phase = monotonic, on_phase
         self._tree = Tree(process.pid, mark)
+        self._footprints = Footprints(scratch, limits.disk_mb, limits.files)
         self._started = self._sample_at = monotonic()
         self._log_fd = log.fileno()
         os.set_blocking(self._log_fd, False)
@@ -194,6 +198,11 @@ class Watch:
             raise TrialFailed(
                 "candidate", "memory", f"{self._phase}: held {usage.memory_mb:.0f} of {limits.memory_mb} MB"
             )
+        if usage.processes > limits.processes:
+            words = f"{self._phase}: ran {usage.processes} processes, {limits.processes} are allowed"
+            raise TrialFailed("candidate", "rule", words)
+        if excess := self._footprints.excess(elapsed_s):
+            raise TrialFailed("candidate", "disk", f"{self._phase}: {excess}")
 
 
 def plain(data: bytes) -> str:
@@ -227,7 +236,15 @@ def running(
     assert log is not None, "a sandbox gives a log pipe"
     try:
         with Watch(
-            process, log, box.limits, mark=mark, phase=phase, stop=stop, monotonic=monotonic, on_phase=on_phase
+            process,
+            log,
+            box.limits,
+            mark=mark,
+            scratch=box.scratch,
+            phase=phase,
+            stop=stop,
+            monotonic=monotonic,
+            on_phase=on_phase,
         ) as watch:
             try:
                 yield watch

@@ -65,6 +65,8 @@ class Nodes(_Section):
     """A trial is killed after this time on the clock, whatever it does."""
     memory_mb: int = Field(4096, ge=64, le=_MOST)
     """A trial is killed above this much resident memory."""
+    disk_mb: int = Field(4096, ge=64, le=_MOST)
+    """A trial is killed above this much on the disk of its scratch folder."""
     poll_s: float = Field(0.5, gt=0)
     """Pause between two rounds of polling."""
     lost_after_s: float = Field(90.0, gt=0)

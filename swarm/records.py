@@ -83,6 +83,9 @@ class Limits:
     wall_s: float
     memory_mb: int = 4096
     log_bytes: int = 1_000_000
+    disk_mb: int = 4096  # of its scratch
+    files: int = 20_000  # there
+    processes: int = 1024  # a data loader and a compiler with 16 workers of 30 threads each: 500
 
 
 @dataclass(frozen=True)
@@ -649,4 +652,5 @@ class Setup:
     threads: int = 1
     wall_limit_s: float = 300.0
     memory_mb: int = 4096
+    disk_mb: int = 4096
     admission_grace_s: float = 20.0  # after this long without a coordinator a researcher admits its own ideas

@@ -126,6 +126,15 @@ HANGS = "print('before the silence')\nimport time\ntime.sleep(60)\n"
 BURNS = "while True: pass\n"
 FLOODS = "while True: print('x' * 1000)\n"
 HOARDS = "hoard = []\nwhile True: hoard.append(bytearray(b'x' * 2**22))\n"
+MANY_FILES = "import time\nfor n in range(900): open(str(n), 'w').close()\ntime.sleep(60)\n"
+MUCH_DISK = "import time\nfor n in range(9): open(str(n), 'wb').write(bytes(2**20))\ntime.sleep(60)\n"
+MULTIPLIES = "import os, time\nfor _ in range(5): os.fork()\ntime.sleep(60)\n"
+BURIES = """
+import os, time
+for _ in range(1500):
+    os.mkdir('deep'); os.chdir('deep')
+time.sleep(60)
+"""
 DIVERGES = "import sys\nprint('step 1 loss 7.0')\nsys.exit('loss is nan at step 2: stopped')\n"
 NO_ARTIFACT = "print('done')\n"
 SEGFAULTS = "import os\nos.kill(os.getpid(), 11)\n"
@@ -150,6 +159,10 @@ ROOMY = toy.spec_of("").limits
         (FLOODS, ROOMY, "log", "more than 100000 bytes"),
         (HOARDS, replace(ROOMY, memory_mb=200), "memory", "of 200 MB"),
         (DIVERGES, ROOMY, "nan", "loss is nan"),
+        (MANY_FILES, replace(ROOMY, files=500), "disk", "more than 500 files"),
+        (MUCH_DISK, replace(ROOMY, disk_mb=8), "disk", "more than 8 MB"),
+        (BURIES, replace(ROOMY, disk_mb=8), "disk", "cannot be looked into"),
+        (MULTIPLIES, replace(ROOMY, processes=20), "rule", "20 are allowed"),
         (NO_ARTIFACT, ROOMY, "rule", "left no file"),
         (HOSTILE_ARTIFACT, ROOMY, "rule", "model.pt"),
     ],

@@ -4,8 +4,8 @@ Owns what is mounted, and that nothing else is. A tree sees the system's program
 Box names, all of it read-only; its scratch; memory-backed /tmp and /dev/shm of limited size. It has no network, no
 capability, no way to gain one, and no process beside its own; `seccomp.py` lists the system calls that it may not make.
 
-NOT covered: faults of the kernel or of a GPU's driver; how much it writes to its scratch in many files; a fork bomb
-when the node itself runs as root (the kernel exempts root from its limit of processes; the memory limit ends it).
+NOT covered: faults of the kernel or of a GPU's driver; how much it writes to its scratch and, when the node itself runs
+as root (whom the kernel exempts from its limit), how many processes it starts: both are watched (`node/watch.py`).
 """
 
 import os
@@ -23,7 +23,6 @@ from node.sandbox.tell import Told, begun, files
 
 INSIDE_FIRST = "/first.py"
 UID = "1000"  # inside; outside it is the node's own user, without any of its rights
-PROCESSES = 1024  # a data loader and a compiler with 16 workers of 30 threads each: 500
 TMPFS_BYTES = 2**30  # inductor's precompiled header alone needs more than 64 MB
 ACCOUNTS = {
     "/etc/passwd": f"trial:x:{UID}:{UID}::/:/bin/sh\n".encode(),
@@ -80,7 +79,7 @@ class Bwrap:
         return (
             *(self._program, *_walls(), *_mounts(box), *_accounts(accounts), "--remount-ro", "/"),
             *("--seccomp", str(filter_fd), "--chdir", str(box.scratch), *_environment(box), "--"),
-            *(*first(INSIDE_FIRST), f"nproc={PROCESSES}", f"ready={ready}", "--", *box.argv),
+            *(*first(INSIDE_FIRST), f"nproc={box.limits.processes}", f"ready={ready}", "--", *box.argv),
         )
 
 

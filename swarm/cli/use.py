@@ -157,7 +157,7 @@ def _pairs(
 
 def _score(workshop: Workshop, files: Files, seed: int, nodes: Nodes) -> float:
     candidate = candidate_id(files)
-    limits = Limits(nodes.trial_wall_s * nodes.threads, nodes.trial_wall_s, nodes.memory_mb)
+    limits = Limits(nodes.trial_wall_s * nodes.threads, nodes.trial_wall_s, nodes.memory_mb, disk_mb=nodes.disk_mb)
     run = run_trial(TrialSpec(digest(candidate, seed), candidate, seed, "reproduce", files, limits), workshop=workshop)
     if not isinstance(run.outcome, Measurement):
         said = "".join(f"\n  | {plain(line)}" for line in run.log.expandtabs(4).splitlines()[-LOG_LINES:])
