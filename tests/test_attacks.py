@@ -102,7 +102,7 @@ ATTACKS = {
     "open a netlink socket": "import socket; socket.socket(16, 3, 0)",
     "see another process": "import os; os.stat(f'/proc/{victim}/cmdline'); os.kill(victim, 0)",
     "read its environment": f"assert {SECRET!r} in open(f'/proc/{{victim}}/environ').read()",
-    "lower its priority": "import os; os.setpriority(0, victim, 1)",
+    "lower its priority": "import os; os.setpriority(0, victim, min(19, os.getpriority(0, victim) + 1))",
     "trace a process": f"{CALL}assert libc.ptrace(n(0), n(0), n(0), n(0)) == 0, OSError('Error')",
     "make a user namespace": "import os, ctypes\nassert ctypes.CDLL(None).unshare(0x10000000) == 0, OSError('Error')",
     "read kernel keys": f"{CALL}import os\nnumber = {{'x86_64': 250, 'aarch64': 219}}[os.uname().machine]\n"

@@ -238,7 +238,8 @@ def test_a_trial_dies_with_its_owner(kind: Kind, tmp_path: Path) -> None:
     name = available(kind).name
     root = Path(__file__).resolve().parent.parent
     argv = (sys.executable, "-c", OWNER, str(tmp_path), name)
-    with Popen(argv, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(root)}) as owner:
+    path = os.pathsep.join((str(root), os.environ.get("PYTHONPATH", "")))
+    with Popen(argv, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": path}) as owner:
         assert owner.stdout is not None
         pid = int(owner.stdout.readline())
         assert is_running(pid)
