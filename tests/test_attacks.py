@@ -4,12 +4,14 @@ An attack prints `got it` when it worked. Each also runs in the bare sandbox, wh
 fail would prove nothing. None changes anything of the machine, also where it works.
 """
 
+import ctypes
 import os
 import re
 import select
 import socket
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from subprocess import Popen
@@ -51,20 +53,35 @@ class Place(NamedTuple):
     port: int  # somebody listens there
     unix: Path  # and there
     victim: int  # a process outside
+    shared: int  # memory that any process of the user may attach to
+
+
+@contextmanager
+def shared_memory() -> Iterator[int]:
+    """A page that outlives whoever made it, as long as nobody removes it."""
+    libc = ctypes.CDLL(None)
+    identity: int = libc.shmget(0, 4096, 0o1600)
+    try:
+        yield identity
+    finally:
+        libc.shmctl(identity, 0, None)
 
 
 @pytest.fixture
 def place(tmp_path: Path) -> Iterator[Place]:
     (tmp_path / "scratch").mkdir()
     (tmp_path / "shown").mkdir()
-    place = Place(tmp_path / "secret", tmp_path / "shown" / "code.py", 0, tmp_path / "socket", 0)
+    place = Place(tmp_path / "secret", tmp_path / "shown" / "code.py", 0, tmp_path / "socket", 0, 0)
     place.secret.write_text(SECRET)
     place.code.write_text("pass\n")
     victim = Popen((sys.executable, "-I", "-S", "-c", "import time; time.sleep(60)"), env={"KEY": SECRET})
     with socket.create_server(("127.0.0.1", 0)) as tcp, socket.socket(socket.AF_UNIX) as unix, victim:
         unix.bind(str(place.unix))
         unix.listen()
-        yield place._replace(port=tcp.getsockname()[1], victim=victim.pid)
+        with socket.socket(socket.AF_UNIX) as nameless, shared_memory() as shared:
+            nameless.bind(b"\0" + str(place.unix).encode())
+            nameless.listen()
+            yield place._replace(port=tcp.getsockname()[1], victim=victim.pid, shared=shared)
         victim.kill()
 
 
@@ -89,6 +106,13 @@ ATTACKS = {
     "see the folder of the tests": "import os; assert 'secret' in os.listdir(os.path.dirname(secret))",
     "read the machine's accounts": "open('/etc/shadow').close()",
     "list the machine's users": "import os, pwd; assert len(open('/etc/passwd').readlines()) > 1",
+    "cut a file outside": "import os; os.truncate(secret, os.path.getsize(secret))",
+    "link a file outside into its scratch": "import os; os.link(secret, f'hard-{os.getpid()}')",
+    "watch a file outside": f"{CALL}assert libc.inotify_add_watch(libc.inotify_init(), secret.encode(), 0xfff) > 0, "
+    "OSError('Error')",
+    "cut shown code by reading it": "import os; os.open(code, os.O_RDONLY | os.O_TRUNC)",
+    "change the times of shown code": "import os; before = os.stat(code).st_mtime\n"
+    "os.utime(code, (1, before + 9)); assert os.stat(code).st_mtime != before, OSError('Error')",
     "write to shown code": "open(code, 'a').close()",
     "change the mode of shown code": "import os; mode = lambda: os.stat(code).st_mode & 0o777; before = mode()\n"
     "os.chmod(code, before ^ 0o022); assert mode() != before, OSError('Error')",
@@ -99,18 +123,48 @@ ATTACKS = {
     "call this machine": "import socket; socket.create_connection(('127.0.0.1', port), 2)",
     "send a datagram": "import socket; socket.socket(2, 2).sendto(b'x', ('127.0.0.1', port))",
     "call a unix socket": "import socket; socket.socket(1).connect(unix)",
+    "call a socket without a file": "import socket; socket.socket(1).connect(b'\\0' + unix.encode())",
+    "listen on a port": "import socket; socket.create_server(('127.0.0.1', 0))",
+    "see who listens": "assert unix in open('/proc/net/unix').read(), OSError('Error')",
+    "open a socket to the wire": "import socket; socket.socket(17, 3, 0)",
     "open a netlink socket": "import socket; socket.socket(16, 3, 0)",
     "see another process": "import os; os.stat(f'/proc/{victim}/cmdline'); os.kill(victim, 0)",
+    "read its command": "assert 'sleep' in open(f'/proc/{victim}/cmdline').read()",
+    "read its memory": "open(f'/proc/{victim}/mem', 'rb').close()",
+    "signal everybody": "import os; os.kill(-1, 0)",
+    "change its limits": "import resource as r; r.prlimit(victim, r.RLIMIT_CPU, r.prlimit(victim, r.RLIMIT_CPU))",
+    "move it to other cores": "import os; os.sched_setaffinity(victim, os.sched_getaffinity(victim))",
+    "find its shared memory": f"{CALL}libc.shmat.restype = n; assert libc.shmat(shared, None, 0) != -1, "
+    "OSError('Error')",
     "read its environment": f"assert {SECRET!r} in open(f'/proc/{{victim}}/environ').read()",
     "lower its priority": "import os; os.setpriority(0, victim, min(19, os.getpriority(0, victim) + 1))",
     "trace a process": f"{CALL}assert libc.ptrace(n(0), n(0), n(0), n(0)) == 0, OSError('Error')",
+    "change its root": "import os; os.chroot('.')",
+    "make a device": "import os; os.mknod('null', 0o20600, os.makedev(1, 3)); os.unlink('null')",
+    "become another user": "import os; os.setuid(12345)",
+    "run before all others": "import os; os.nice(-1)",
+    "name the machine": "import socket; socket.sethostname(socket.gethostname())",
     "make a user namespace": "import os, ctypes\nassert ctypes.CDLL(None).unshare(0x10000000) == 0, OSError('Error')",
     "read kernel keys": f"{CALL}import os\nnumber = {{'x86_64': 250, 'aarch64': 219}}[os.uname().machine]\n"
     "assert libc.syscall(n(number), n(0), n(-3), n(1)) > 0, OSError('Error')",
 }
-ROOT_ONLY = {"read the machine's accounts", "write to kernel settings", "write to Python", "plant a module"}
+ROOT_ONLY = {
+    "read the machine's accounts",
+    "write to kernel settings",
+    "write to Python",
+    "plant a module",
+    "open a socket to the wire",
+    "read its memory",
+    "change its root",
+    "make a device",
+    "become another user",
+    "run before all others",
+    "name the machine",
+}
 # What works at level 1, and why; `old` before Landlock's version 6. Everything else has to fail there, too.
-LEVEL_1: dict[str, str] = {}
+LEVEL_1 = {
+    "see who listens": "a process reads of itself what it likes, and its list of sockets is that of the machine",
+}
 OLD_LEVEL_1 = {
     "see another process": "no version of Landlock before 6 looks at signals between processes of one user",
 }

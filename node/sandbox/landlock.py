@@ -4,10 +4,11 @@ For where bubblewrap may not make namespaces, as in a container of default setti
 and no setting. A tree can open the system's programs and libraries, this Python, what its Box names (to read) and its
 scratch; no socket, no queue or memory that other processes could share, nothing of other processes, no capability.
 
-NOT covered, beside what level 2 does not cover: that a file or a process exists can be seen, not what it holds. The
-end of the tree is brought about by us and not by the kernel; one that forks faster than it is killed may survive it.
-There is no /dev/shm, which torch's data loaders with several workers need. Modes and times of files cannot be changed:
-the calls return as if they had. Before Landlock's version 6 (Linux 6.12) other processes of the user can be signalled.
+NOT covered, beside what level 2 does not cover: that a file or a process exists can be seen, not what it holds; nor is
+the machine's list of sockets hidden, which every process reads in its own folder of /proc. The end of the tree is
+brought about by us and not by the kernel; one that forks faster than it is killed may survive it. There is no /dev/shm,
+which torch's data loaders with several workers need. Modes and times of files cannot be changed: the calls return as if
+they had. Before Landlock's version 6 (Linux 6.12) other processes of the user can be signalled.
 """
 
 import ctypes
