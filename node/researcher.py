@@ -84,21 +84,14 @@ class Researcher:
     """Explores one branch of one Study on one Node."""
 
     def __init__(
-        self,
-        memory: Memory,
-        *,
-        study_seed: int,
-        direction: Direction,
-        wall_s: float,
-        memory_mb: int,
-        disk_mb: int = 4096,
+        self, memory: Memory, *, study_seed: int, direction: Direction, wall_s: float, memory_mb: int, disk_mb: int = 0
     ) -> None:
         self.memory = memory
         self.brief: Brief | None = None
         self._study_seed = study_seed
         self._sign = -1.0 if direction == "minimize" else 1.0
         self._wall_s = wall_s
-        self._memory_mb, self._disk_mb = memory_mb, disk_mb
+        self._memory_mb, self._disk_mb = memory_mb, disk_mb or Limits.disk_mb
         self._heard: list[Heard] = []
         self._parents: dict[str, Files] = {memory.tip: memory.tip_files}  # recent tips, for proposals made on them
         self._left: dict[str, Proposal] = {}  # carried elsewhere while the coordinator was asked about them
