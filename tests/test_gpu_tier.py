@@ -19,6 +19,8 @@ from test_baseline import BASELINE, load_file, prepare, run
 from node.data import Data
 from node.sandbox.bare import Bare
 from node.trial import Workshop, run_trial
+from swarm.cli.checks import check_choices
+from swarm.config import load_config
 from swarm.records import Limits, Measurement, TrialSpec, candidate_id
 from swarm.task import load_task
 
@@ -326,3 +328,55 @@ def test_a_trial_trains_within_its_seconds_and_passes_the_audit(corpus: Path, tm
     assert done.outcome.audited
     assert 2 < done.outcome.score < 4
     assert "startup_seconds" in done.log and "val_bpb" not in done.log
+
+
+# --- the task, the configuration, the benchmark ---
+
+
+def test_the_gpu_task_is_the_cpu_task_with_another_budget() -> None:
+    config = load_config(BASELINE.parent / "configs" / "gpu.toml")
+    assert config.task == "baseline/task-gpu.toml"
+    task, small = load_task(BASELINE.parent / config.task), load_task(BASELINE)
+    assert task.timed and not small.timed
+    assert (task.editable, task.frozen, task.commands.score) == (small.editable, small.frozen, small.commands.score)
+    assert (
+        f"--tier gpu --data {{data}} --out {{out}} --seed {{seed}} --budget {{budget}} --seconds {task.seconds:g}"
+        in (task.commands.train)
+    )
+    assert config.proposer.options == {"tier": "gpu"}
+    check_choices(config, task, local=1)
+    module = load_file(TRAIN, "candidate")
+    assert (module.GPU_SCORED_WINDOW, module.GPU_SEQ_LEN) == (task.window, task.window)
+
+
+def test_the_gpu_tier_has_about_50_million_parameters() -> None:
+    module = load_file(TRAIN, "candidate")
+    module.use_tier("gpu")
+    with torch.device("meta"):
+        millions = sum(p.numel() for p in module.GPT(8192).parameters()) / 1e6
+    assert 45 < millions < 60
+
+
+def benchmark(corpus: Path, log: Path, *options: object) -> str:
+    done = run(BASELINE.parent / "benchmarks" / "gpu.py", "--data", corpus, "--log", log, *options)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_benchmark_says_that_it_was_skipped(corpus: Path, tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is CUDA here")
+    assert benchmark(corpus, tmp_path / "log").startswith("skipped: no GPU")
+    assert not (tmp_path / "log").exists()
+
+
+def test_the_benchmark_takes_all_its_steps(corpus: Path, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    told = benchmark(
+        corpus, log, "--tier", "tiny", "--short", 1, "--full", 1.5, "--seeds", 2, "--only", "smear off"
+    ).splitlines()
+    assert "the numbers mean nothing" in told[0]
+    assert [line.split(":")[0] for line in told[1:3]] == ["1 s", "1.5 s"]
+    assert told[4].startswith("smear off")
+    runs = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [(one["seconds"], one["seed"]) for one in runs] == [(1, 0), (1, 1), (1.5, 0), (1.5, 1), (1, 0), (1, 1)]

@@ -39,7 +39,7 @@ from swarm.records import (
     candidate_id,
     digest,
 )
-from swarm.task import TASK_FILE, Task, init_task, load_task
+from swarm.task import TASK_FILE, Task, init_task, load_task, place_of
 
 
 @click.command()
@@ -91,8 +91,9 @@ def reproduce(identity: str, seeds: int, task_folder: Path | None, study: Path |
     place = find(study)
     opened = opened_in(place)
     config = config_from_json(opened.config)
-    folder = _task_folder(task_folder or Path(config.task))
-    task = load_task(folder)
+    named = task_folder or Path(config.task)
+    folder = _task_folder(place_of(named)[0])
+    task = load_task(named)
     claimed = _find_claimed(place, identity)
     console = Console(stderr=as_json)
     console.print(f"experiment {claimed.number}: {claimed.hypothesis}", markup=False, highlight=False)
