@@ -3,6 +3,7 @@
     python train.py                                                             # by hand: ten seconds, and a score
     python train.py --scale depth=2                                             # does it hold at twice the depth?
     python train.py --data data/train --out out --seed 0 --budget stream.bin    # as the swarm runs it
+    python train.py --tier gpu --budget 600M --seconds 300                      # the same model, larger, on one GPU
 
 `--budget FILE` is the whole of what may be learnt from: one flat array of uint16 tokens, written for this trial by its
 runner (pieces of 256 consecutive tokens, drawn by the seed; a border between two pieces just costs a little loss).
@@ -10,18 +11,24 @@ Every token is a training target at most once, so SEQ_LEN and BATCH may change, 
 `--budget 205k` draws such a stream here. What this file prints is for people: scores are computed elsewhere, from the
 predictions that `load` gives. Only by hand, where `val` lies beside the training tokens, is val_bpb computed here, too.
 
-One thread. The same seed and stream give bit-identical weights. The constants below may be searched by a machine: every
-sane value works (`# choices:` and `# range:` say which), in any combination.
+With `--seconds` wall time is the budget. This file builds and compiles first, writes `ready` in --out, and waits until
+its runner moves the stream into place: the clock starts there, every step from then on is training, and the checkpoint
+is written before the seconds are over.
+
+On the CPU: one thread, and the same seed and stream give bit-identical weights. The constants below may be searched by
+a machine: every sane value works (`# choices:` and `# range:` say which), in any combination.
 """
 
 import argparse
+import gc
+import importlib
 import json
 import math
 import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -80,6 +87,103 @@ SCALAR_LR = 0.05  # range: 0.005..0.5 log
 WARMDOWN = 0.5  # range: 0..1
 
 
+# ---- What a GPU's time is spent on, and a CPU trial does without: fixed here, switches of the GPU tier below.
+# Tokens that most layers look back, 0 = all; every fourth layer, counted from the last, always sees all.
+WINDOW = 0  # fixed
+# Attention stays within the document of its token.
+DOCUMENTS = False  # fixed
+# Passes over BATCH sequences whose gradients are added up to one step; with the ramp a quarter of them in the first
+# third of the training, half in the second.
+PASSES = 1  # fixed
+BATCH_RAMP = False  # fixed
+# Share of the step sizes that is left when WARMDOWN ends.
+LR_FLOOR = 0.0  # fixed
+# The model that is kept is a moving average of the weights over the last steps, with this decay; 0 = off.
+TAIL_EMA = 0.0  # fixed
+# Compile model and loss as one (torch.compile), forwards and backwards.
+COMPILE = False  # fixed
+# Rows of the head are filled up to a multiple of this, as tensor cores like it.
+PAD_VOCAB = 1  # fixed
+# Context and number of the tokens that a run by hand is scored on.
+SCORED_WINDOW = 256  # fixed
+SCORED_TOKENS = 65536  # fixed
+
+# ---- The GPU tier, `--tier gpu`: each GPU_NAME takes the place of NAME; what has no GPU_ line holds for both. Meant
+# for one H100 and 300 s: 54 M parameters, context 2048, vocabulary 8192. Sizes and step sizes follow public five-minute
+# runs (autoresearch, modded-nanogpt). NOT measured with this file: `benchmarks/gpu.sh` measures it and every switch.
+
+GPU_WIDTH = 512  # choices: 384, 512, 640, 768
+GPU_DEPTH = 8  # choices: 6, 7, 8, 9, 10, 12
+GPU_HEAD_DIM = 128  # choices: 64, 128
+GPU_BIGRAM = True
+GPU_BIGRAM_ROWS = 8192  # range: 4096..131072 log
+GPU_BIGRAM_LR = 0.5  # range: 0.1..4 log
+GPU_SMEAR = True
+GPU_ALIBI = False  # fixed: the kernels that skip what is masked know no slopes
+GPU_SEQ_LEN = 2048  # choices: 1024, 2048
+GPU_ROPE_BASE = 10000.0  # range: 100..100000 log
+GPU_BATCH = 64  # choices: 16, 32, 64, 128
+GPU_MATRIX_LR = 0.04  # range: 0.01..0.16 log
+GPU_MOMENTUM = 0.95  # range: 0.8..0.98
+GPU_EMBED_LR = 2.0  # range: 0.5..8 log
+GPU_HEAD_LR = 0.014  # range: 0.004..0.05 log
+GPU_SCALAR_LR = 0.05  # range: 0.005..0.5 log
+GPU_WARMDOWN = 0.75  # range: 0.2..1
+GPU_LR_FLOOR = 0.05  # range: 0..0.2
+GPU_WINDOW = 256  # choices: 0, 128, 256, 512, 1024
+GPU_DOCUMENTS = True
+GPU_PASSES = 4  # choices: 1, 2, 4, 8
+GPU_BATCH_RAMP = True
+GPU_TAIL_EMA = 0.98  # range: 0.9..0.995
+GPU_COMPILE = True  # fixed: without it the same model, slower
+GPU_PAD_VOCAB = 64  # fixed
+GPU_SCORED_WINDOW = 2048  # fixed
+GPU_SCORED_TOKENS = 1048576  # fixed
+# `--tier tiny`: the GPU tier's code at sizes that a CPU tries in seconds.
+TINY = {
+    **{"WIDTH": 64, "DEPTH": 4, "HEAD_DIM": 32, "BIGRAM_ROWS": 512, "SEQ_LEN": 128, "BATCH": 2, "WINDOW": 32},
+    **{"COMPILE": False, "SCORED_WINDOW": 256, "SCORED_TOKENS": 8192},
+}
+
+# Dense bf16, in 10^12 operations per second, by the maker's data sheets; the first name that the GPU's name contains.
+PEAKS = {"B200": 2250, "H200": 989, "GH200": 989, "H100 PCIe": 756, "H100": 989, "A100": 312, "L40S": 362, "L4": 121}
+
+
+# ---- Which tier, which device, which precision, which kernel.
+TIER = "cpu"
+DEVICE = torch.device("cpu")
+KERNEL = "sdpa"  # of attention within documents; "flex" and "fa3" skip what is masked
+FUSED: Any = None  # that kernel's function
+
+
+def use_tier(tier: str) -> None:
+    """Take over the constants of a tier, and its device."""
+    here = globals()
+    here["TIER"] = tier
+    if tier != "cpu":
+        here |= {name.removeprefix("GPU_"): value for name, value in [*here.items()] if name.startswith("GPU_")}
+    if tier == "tiny":
+        here |= TINY
+    if tier == "gpu" and torch.cuda.is_available():
+        torch.set_float32_matmul_precision("high")
+        here["DEVICE"] = torch.device("cuda")
+        bf16 = torch.cuda.is_bf16_supported()
+        here["DTYPE"] = torch.bfloat16 if bf16 else torch.float32
+        here["DTYPE_REASON"] = f"{'bf16' if bf16 else 'fp32 (no bf16 here)'} on {torch.cuda.get_device_name()}"
+
+
+def use_kernel(name: str) -> None:
+    """Load the function of an attention kernel. Raises ImportError or RuntimeError where it cannot run."""
+    fused = None
+    if name == "fa3":
+        fused = importlib.import_module("flash_attn_interface").flash_attn_varlen_func
+        if DEVICE.type == "cuda" and torch.cuda.get_device_capability()[0] != 9:
+            raise RuntimeError("FlashAttention-3 needs a GPU of the Hopper generation")
+    if name == "flex":
+        fused = importlib.import_module("torch.nn.attention.flex_attention").flex_attention
+    globals().update(KERNEL=name, FUSED=fused)
+
+
 def pick_dtype() -> tuple[torch.dtype, str]:
     """bf16 where this CPU multiplies it natively (4.6x the fp32 rate), fp32 elsewhere (emulated bf16 is slower).
 
@@ -131,12 +235,12 @@ def rotation(length: int) -> tuple[Tensor, Tensor]:
     frequencies = ROPE_BASE ** -(torch.arange(0, HEAD_DIM, 2) / HEAD_DIM)
     angles = torch.outer(torch.arange(length), frequencies)[:, None, :]
     cos, sin = angles.cos(), angles.sin()
-    return torch.cat((cos, cos), dim=-1).to(DTYPE), torch.cat((sin, -sin), dim=-1).to(DTYPE)
+    return torch.cat((cos, cos), dim=-1).to(DEVICE, DTYPE), torch.cat((sin, -sin), dim=-1).to(DEVICE, DTYPE)
 
 
-def rotate(x: Tensor) -> Tensor:
+def rotate(x: Tensor, turn: tuple[Tensor, Tensor]) -> Tensor:
     """Turn pairs of channels by an angle that grows with the position. `x` is [B, T, heads, HEAD_DIM]."""
-    cos, sin = rotation(x.size(1))
+    cos, sin = turn
     a, b = x.chunk(2, dim=-1)
     return torch.addcmul(x * cos, torch.cat((b, a), dim=-1), sin)
 
@@ -161,6 +265,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
     In bf16 by hand: torch's fused kernel needs twice the time on a CPU (in fp32 it needs half, so there it is used).
     """
+    if TIER != "cpu" and not ALIBI:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
     rows, heads, length, channels = q.shape
     bias = attention_bias(length)
     if DTYPE == torch.float32:
@@ -171,6 +277,55 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return torch.bmm(logits.softmax(dim=-1), v).view(rows, heads, length, channels)
 
 
+def look_back(tokens: Tensor, bos: int, windows: set[int]) -> dict[int, Any]:
+    """By window: what attention within documents may see, in the form that KERNEL takes.
+
+    Position q sees k <= q of its own document, less than `window` before it. A document goes on in the next row of the
+    stream without its beginning: no token is thrown away, and all kernels compute the same.
+    """
+    rows, length = tokens.shape
+    if KERNEL == "fa3":  # one list of borders for all windows; its length is fixed, so that nothing compiles twice
+        borders = torch.full((tokens.numel() // 16 + 1,), tokens.numel(), dtype=torch.int32)
+        row_starts = torch.arange(0, tokens.numel(), length)
+        found = torch.cat((row_starts, (tokens == bos).flatten().nonzero().flatten())).unique()
+        if len(found) >= len(borders) or not DOCUMENTS:  # too many, tiny documents: joined for this once
+            found = row_starts
+        borders[: len(found)] = found
+        return dict.fromkeys(windows, borders.to(DEVICE))
+    document = (tokens.to(DEVICE) == bos).cumsum(1) * DOCUMENTS
+
+    def seen(window: int) -> Callable[..., Tensor]:
+        return lambda b, h, q, k: (k <= q) & (q - k < window) & (document[b, q] == document[b, k])
+
+    if KERNEL == "flex":
+        mask = importlib.import_module("torch.nn.attention.flex_attention").create_block_mask
+        mask = compiled(mask) if COMPILE else mask
+        return {window: mask(seen(window), rows, None, length, length, device=DEVICE.type) for window in windows}
+    place = torch.arange(length, device=DEVICE)
+    row = torch.arange(rows, device=DEVICE)[:, None, None]
+    return {window: seen(window)(row, 0, place[:, None], place)[:, None] for window in windows}
+
+
+@lru_cache(maxsize=4)
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compiled for fixed shapes, once."""
+    return torch.compile(function, dynamic=False)
+
+
+def attend_within(q: Tensor, k: Tensor, v: Tensor, seen: Any, window: int) -> Tensor:
+    """Attention within documents and windows, [B, heads, T, HEAD_DIM] each; `seen` as `look_back` gives it."""
+    if KERNEL == "flex":
+        return FUSED(q, k, v, block_mask=seen)
+    if KERNEL == "sdpa":
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
+    rows, heads, length, channels = q.shape
+    q, k, v = (x.transpose(1, 2).reshape(rows * length, heads, channels) for x in (q, k, v))
+    reach = (min(window, length) - 1, 0)
+    y = FUSED(q, k, v, seen, seen, length, length, causal=True, window_size=reach)
+    y = y[0] if isinstance(y, tuple) else y  # some versions also give the log-sum-exp
+    return y.view(rows, length, heads, channels).transpose(1, 2)
+
+
 class Attention(nn.Module):
     """Multi-head attention with QK-norm (arXiv 2010.04245); a value embedding may join its values."""
 
@@ -179,13 +334,15 @@ class Attention(nn.Module):
         self.q, self.k, self.v = (Linear(WIDTH, WIDTH) for _ in range(3))
         self.out = Linear(WIDTH, WIDTH, std=0.0)  # zero: every block starts as the identity
 
-    def forward(self, x: Tensor, value: Tensor | None) -> Tensor:
+    def forward(
+        self, x: Tensor, value: Tensor | None, turn: tuple[Tensor, Tensor], seen: dict[int, Any] | None, window: int
+    ) -> Tensor:
         shape = (*x.shape[:2], -1, HEAD_DIM)
-        v = self.v(x) if value is None else self.v(x) + value
+        v = (self.v(x) if value is None else self.v(x) + value).view(shape).transpose(1, 2)
         both = torch.cat((self.q.weight, self.k.weight)).to(x.dtype)  # in one go: fewer, larger calls
         qk = norm(F.linear(x, both).view(shape))
-        q, k = (qk if ALIBI else rotate(qk)).transpose(1, 2).chunk(2, dim=1)
-        y = attend(q, k, v.view(shape).transpose(1, 2))
+        q, k = (qk if ALIBI else rotate(qk, turn)).transpose(1, 2).chunk(2, dim=1)
+        y = attend(q, k, v) if seen is None else attend_within(q, k, v, seen[window], window)
         return self.out(y.transpose(1, 2).reshape(x.shape))
 
 
@@ -221,18 +378,32 @@ class GPT(nn.Module):
         # Every block reads its own mix of the stream and of the embedding x0 (modded-nanogpt, record of 2024-11).
         self.mix_stream = nn.Parameter(torch.ones(depth))
         self.mix_x0 = nn.Parameter(torch.full((depth,), 0.1))
-        self.head = Linear(WIDTH, vocab_size, std=0.001)  # not tied to the embedding; the first loss is log V
+        padded = -(-vocab_size // PAD_VOCAB) * PAD_VOCAB
+        self.head = Linear(WIDTH, padded, std=0.001)  # not tied to the embedding; the first loss is log V
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        return softcap(self.head(self.stream(tokens)))
+    def windows(self, length: int) -> list[int]:
+        """How far each layer looks back in a context of `length`."""
+        last, short = len(self.attention) - 1, min(WINDOW or length, length)
+        return [length if (last - i) % 4 == 0 else short for i in range(last + 1)]
 
-    def stream(self, tokens: Tensor) -> Tensor:
+    def around(self, tokens: Tensor) -> tuple[tuple[Tensor, Tensor], dict[int, Any] | None]:
+        """What a pass needs beside its tokens: kept out of the compiled part, since it depends on what they are."""
+        length = tokens.size(1)
+        bos = self.vocab_size - 1
+        return rotation(length), look_back(tokens, bos, {*self.windows(length)}) if DOCUMENTS or WINDOW else None
+
+    def forward(self, tokens: Tensor, around: Any = None) -> Tensor:
+        return softcap(self.head(self.stream(tokens, around))[..., : self.vocab_size])
+
+    def stream(self, tokens: Tensor, around: Any = None) -> Tensor:
         """What the head reads, [B, T, WIDTH]."""
+        turn, seen = around or self.around(tokens)
+        windows = self.windows(tokens.size(1))
         x = x0 = self.embed(tokens)
         for i, (attention, mlp) in enumerate(zip(self.attention, self.mlp, strict=True)):
             x = self.mix_stream[i].to(DTYPE) * x + self.mix_x0[i].to(DTYPE) * x0
             value = self.values[str(i)](tokens).to(DTYPE) if str(i) in self.values else None
-            x = x + attention(norm(x), value)
+            x = x + attention(norm(x), value, turn, seen, windows[i])
             x = x + mlp(norm(x))
         return norm(x)
 
@@ -296,6 +467,7 @@ def check_constants() -> None:
     assert HEAD_DIM % 2 == 0, f"HEAD_DIM {HEAD_DIM} must be even: rotary positions turn pairs of channels"
     assert ACTIVATION in ("relu2", "gelu", "silu"), f"ACTIVATION {ACTIVATION!r} must be relu2, gelu or silu"
     assert 0 <= WARMDOWN <= 1, f"WARMDOWN {WARMDOWN} must lie in 0..1"
+    assert not (ALIBI and (DOCUMENTS or WINDOW)), "ALIBI needs whole attention: switch DOCUMENTS and WINDOW off"
 
 
 def orthogonalise(updates: Tensor) -> Tensor:
@@ -315,7 +487,7 @@ class Muon:
         stacks: dict[tuple[int, ...], list[nn.Parameter]] = {}
         for matrix in matrices:
             stacks.setdefault(tuple(sorted(matrix.shape)), []).append(matrix)
-        self.stacks = [(stack, torch.zeros(len(stack), *shape)) for shape, stack in stacks.items()]
+        self.stacks = [(stack, torch.zeros(len(stack), *shape, device=DEVICE)) for shape, stack in stacks.items()]
 
     @torch.no_grad()
     def step(self, lr: float) -> None:
@@ -357,8 +529,7 @@ class Adam:
 class Optimizer:
     """Muon for the matrices inside the blocks, Adam for the rest; one schedule scales all step sizes."""
 
-    def __init__(self, model: GPT, steps: int) -> None:
-        self.steps = steps
+    def __init__(self, model: GPT) -> None:
         self.muon = Muon([*model.attention.parameters(), *model.mlp.parameters()])
         tables = [module.weight for module in (model.token, *model.values.values())]
         pairs = [] if model.bigram is None else [model.bigram.weight]
@@ -368,11 +539,53 @@ class Optimizer:
         groups.append(([model.head.weight], HEAD_LR * narrow))
         self.adam = Adam([(p, lr) for parameters, lr in groups for p in parameters])
 
-    def step(self, step: int) -> None:
-        left = 1 - step / self.steps
-        scale = min(1.0, left / WARMDOWN) if WARMDOWN else 1.0
+    def step(self, progress: float) -> None:
+        """One step, after the share `progress` of the budget."""
+        scale = min(1.0, (1 - progress) / WARMDOWN) if WARMDOWN else 1.0
+        scale = LR_FLOOR + (1 - LR_FLOOR) * scale
         self.adam.step(scale)
         self.muon.step(MATRIX_LR * scale)
+
+
+class TailAverage:
+    """The moving average of the weights that is kept in the end. Those of the first 80 % would have no share in it."""
+
+    def __init__(self, model: GPT) -> None:
+        self.weights, self.average = list(model.parameters()), []
+
+    @torch.no_grad()
+    def update(self, progress: float) -> None:
+        if TAIL_EMA and progress >= 0.8 and self.average:
+            torch._foreach_lerp_(self.average, self.weights, 1 - TAIL_EMA)
+        elif TAIL_EMA and progress >= 0.8:
+            self.average = [p.clone() for p in self.weights]
+
+    @torch.no_grad()
+    def keep(self) -> None:
+        for p, average in zip(self.weights, self.average, strict=bool(self.average)):
+            p.copy_(average)
+
+
+class Clock:
+    """How much of the budget is used, in batches and in seconds."""
+
+    def __init__(self, seconds: float = math.inf, now: Callable[[], float] = time.perf_counter) -> None:
+        self.now, self.started = now, now()
+        self.seconds, self.ticked, self.step_s, self.used = seconds, self.started, 0.0, 0
+
+    def progress(self, batches: int) -> float:
+        """Share of the tokens or of the seconds, whichever is further on."""
+        return max(self.used / batches, (self.ticked - self.started) / self.seconds)
+
+    def has_time(self) -> bool:
+        """Whether one more step, if it is a tenth slower than the last, fits."""
+        return self.ticked - self.started + 1.1 * self.step_s < self.seconds
+
+    def tick(self, batches: int) -> None:
+        """A step is done."""
+        self.used += batches
+        now = self.now()
+        self.step_s, self.ticked = now - self.ticked, now
 
 
 def read_stream(budget: str, data: Path, seed: int, scale: int = 1) -> np.ndarray:
@@ -384,6 +597,8 @@ def read_stream(budget: str, data: Path, seed: int, scale: int = 1) -> np.ndarra
         raise ValueError(f"--budget {budget} is neither a file nor a number of tokens such as 205k")
     count = scale * int(float(number[1]) * {"": 1, "k": 1_000, "m": 1_000_000}[number[2].lower()])
     tokens = read_tokens(data / "tokens.bin")
+    if DOCUMENTS:
+        return whole_documents(tokens, np.load(data / "documents.npy").astype(np.int64), seed, count)
     piece = min(256, len(tokens) - 1)
     starts = np.random.default_rng(seed).integers(0, len(tokens) - piece, size=-(-count // piece))
     return np.concatenate([tokens[:0], *(tokens[start : start + piece] for start in starts)])[:count]
@@ -397,52 +612,155 @@ def read_tokens(path: Path) -> np.ndarray:
     return np.memmap(path, dtype="<u2", mode="r")
 
 
-def batches(stream: np.ndarray, bos: int) -> list[tuple[Tensor, Tensor]]:
-    """Inputs and targets [BATCH, SEQ_LEN] of every step. Each token is a target at most once.
+def whole_documents(tokens: np.ndarray, starts: np.ndarray, seed: int, count: int) -> np.ndarray:
+    """Documents in an order drawn by the seed, each once before any comes again; the last is cut."""
+    random, ends, parts, found = np.random.default_rng(seed), np.append(starts[1:], len(tokens)), [], 0
+    while found < count:
+        for i in random.permutation(len(starts)):
+            parts.append(tokens[starts[i] : ends[i]])
+            found += len(parts[-1])
+            if found >= count:
+                break
+    return np.concatenate(parts)[:count]
+
+
+class Batches(Sequence[tuple[Tensor, Tensor]]):
+    """Inputs and targets [BATCH, SEQ_LEN], one pair after the other. Each token is a target at most once.
 
     The stream is read by BATCH readers side by side, so that the rows of a batch come from different pieces.
     """
-    steps = len(stream) // (SEQ_LEN * BATCH)
-    if steps == 0:
-        raise ValueError(f"--budget has {len(stream)} tokens, less than one step of {SEQ_LEN * BATCH}: raise it")
-    targets = torch.from_numpy(stream.astype(np.int64))
-    inputs = torch.cat((torch.tensor([bos]), targets[:-1]))
-    inputs, targets = (t[: steps * SEQ_LEN * BATCH].view(BATCH, steps, SEQ_LEN) for t in (inputs, targets))
-    return [(inputs[:, step], targets[:, step]) for step in range(steps)]
+
+    def __init__(self, stream: np.ndarray, bos: int) -> None:
+        self.stream, self.bos, self.count = stream, bos, len(stream) // (SEQ_LEN * BATCH)
+        if self.count == 0:
+            raise ValueError(f"--budget has {len(stream)} tokens, less than one step of {SEQ_LEN * BATCH}: raise it")
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        if not 0 <= index < self.count:
+            raise IndexError(index)
+        first = SEQ_LEN * (np.arange(BATCH) * self.count + index)
+        tokens = self.stream[first[:, None] + np.arange(-1, SEQ_LEN)].astype(np.int64)
+        if index == 0:
+            tokens[0, 0] = self.bos
+        pair = torch.from_numpy(tokens)
+        return pair[:, :-1], pair[:, 1:]
 
 
-def losses(model: GPT, steps: list[tuple[Tensor, Tensor]]) -> Iterator[float]:
-    """Train on every batch once; yield the loss (nats per token) of each step."""
-    optimizer = Optimizer(model, len(steps))
-    for step, (inputs, targets) in enumerate(steps):
-        x = model.stream(inputs).flatten(0, 1)
-        loss = HeadLoss.apply(x, model.head.weight.to(x.dtype), targets.flatten())
-        loss.backward()
-        optimizer.step(step)
-        yield loss.item()
+def batches(stream: np.ndarray, bos: int, vocab_size: int = 65536) -> Batches:
+    """A stream as batches; one that belongs to another vocabulary is refused."""
+    found = Batches(stream, bos)
+    largest = stream[: 2**24].max()
+    if largest >= vocab_size:
+        raise ValueError(f"token {largest} is outside the vocabulary of {vocab_size}")
+    return found
+
+
+LossOf = Callable[[GPT, Tensor, Tensor, Any], Tensor]
+
+
+def plain_loss(model: GPT, inputs: Tensor, targets: Tensor, around: Any) -> Tensor:
+    """Nats per token; on a CPU with the head's gradient by hand, on a GPU the compiler does as well."""
+    if TIER != "cpu":
+        return F.cross_entropy(model(inputs, around).float().flatten(0, 1), targets.flatten())
+    x = model.stream(inputs, around).flatten(0, 1)
+    return HeadLoss.apply(x, model.head.weight.to(x.dtype), targets.flatten())
+
+
+def to_device(tokens: Tensor) -> Tensor:
+    """Without waiting for what the device does now."""
+    return tokens if DEVICE.type == "cpu" else tokens.contiguous().pin_memory().to(DEVICE, non_blocking=True)
+
+
+def get_ready(model: GPT) -> LossOf:
+    """The loss, compiled and tried on tokens that mean nothing. What does not work here is left out, aloud."""
+    if TIER == "cpu":
+        return plain_loss
+    fused = ["fa3", "flex"] if DEVICE.type == "cuda" and COMPILE else []
+    ways = [*((kernel, True) for kernel in fused), *([("sdpa", True)] if COMPILE else []), ("sdpa", False)]
+    for kernel, compiles in ways:
+        try:
+            use_kernel(kernel)
+            loss_of = torch.compile(plain_loss, dynamic=False) if compiles else plain_loss
+            nothing = torch.zeros(BATCH, SEQ_LEN, dtype=torch.int64)
+            loss_of(model, to_device(nothing), to_device(nothing), model.around(nothing)).backward()
+            break
+        except (ImportError, RuntimeError) as error:
+            if "memory" in str(error) or (kernel, compiles) == ways[-1]:
+                raise
+            why = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            print(f"attention {kernel}{', compiled' if compiles else ''}: not here ({why})", flush=True)
+    model.zero_grad()
+    print(f"attention {kernel}, {'compiled' if compiles else 'not compiled'}", flush=True)
+    gc.freeze()  # what the compiler left is not looked through again
+    return loss_of
+
+
+def passes_at(progress: float) -> int:
+    """How many batches make up a step."""
+    share = 1 if not BATCH_RAMP or progress >= 2 / 3 else 2 if progress >= 1 / 3 else 4
+    return max(1, PASSES // share)
+
+
+def losses(
+    model: GPT, steps: Sequence[tuple[Tensor, Tensor]], loss_of: LossOf = plain_loss, clock: Clock | None = None
+) -> Iterator[float]:
+    """Train until the batches or the seconds are used up; yield the loss (nats per token) of each step."""
+    clock = clock or Clock()
+    optimizer, average = Optimizer(model), TailAverage(model)
+    while clock.used < len(steps) and clock.has_time():
+        progress = clock.progress(len(steps))
+        passes = min(passes_at(progress), len(steps) - clock.used)
+        total = torch.zeros((), device=DEVICE)
+        for inputs, targets in (steps[clock.used + i] for i in range(passes)):
+            loss = loss_of(model, to_device(inputs), to_device(targets), model.around(inputs)) / passes
+            loss.backward()
+            total += loss.detach()
+        optimizer.step(progress)
+        average.update(progress)
+        told = total.item()  # waits for the device: the clock must not run ahead of it
+        clock.tick(passes)
+        yield told
+    average.keep()
 
 
 def load(artifact_dir: str) -> Callable[[Tensor], Tensor]:
     """The trained model: tokens, int64 [B, T], to logits, float [B, T, V]. [b, t] predicts token t + 1 from 0..t."""
-    state = torch.load(Path(artifact_dir) / "model.pt", weights_only=True)
-    model = GPT(vocab_size=state["head.weight"].size(0), depth=state["mix_stream"].numel())
+    artifact = Path(artifact_dir)
+    if (artifact / "tier.txt").is_file():
+        use_tier((artifact / "tier.txt").read_text())
+    state = torch.load(artifact / "model.pt", weights_only=True)
+    model = GPT(vocab_size=state["token.weight"].size(0), depth=state["mix_stream"].numel())
     model.load_state_dict(state)
+    model.to(DEVICE)
 
     @torch.no_grad()
     def predict(tokens: Tensor) -> Tensor:
-        return model(tokens).float()
+        if TIER == "cpu":
+            return model(tokens).float()
+        # Row by row: the same shape for every window, so that its place among others can not change a bit.
+        return torch.cat([model(row.to(DEVICE)).float().cpu() for row in tokens.split(1)])
 
     return predict
 
 
 def flops(model: GPT, tokens: int) -> float:
-    """Operations of training on `tokens`: 6 per weight of a matrix and token, and the causal half of attention."""
+    """Operations of training on `tokens`: 6 per weight of a matrix and token, and the visible part of attention.
+
+    Borders of documents are not counted: shorter ones need less.
+    """
     weights = sum(p.numel() for module in model.modules() if isinstance(module, nn.Linear) for p in module.parameters())
-    return tokens * (6.0 * weights + 6.0 * len(model.attention) * WIDTH * SEQ_LEN)
+    visible = sum(window - window**2 / (2 * SEQ_LEN) for window in model.windows(SEQ_LEN))
+    return tokens * (6.0 * weights + 12.0 * WIDTH * visible)
 
 
-def peak_flops(seconds: float = 0.1) -> float:
-    """Operations per second of a large matrix product in DTYPE on this core: what 100 % MFU means here."""
+def peak_flops(seconds: float = 0.1) -> float | None:
+    """Operations per second that 100 % MFU means: a GPU's data sheet; of a core, a large matrix product in DTYPE."""
+    if DEVICE.type == "cuda":
+        name = torch.cuda.get_device_name()
+        return next((1e12 * peak for part, peak in PEAKS.items() if part in name), None)
     a, b = torch.ones(1024, 1024, dtype=DTYPE), torch.ones(1024, 1024, dtype=DTYPE)
     torch.mm(a, b)  # the first one also sets up the kernel
     started, products = time.process_time(), 0
@@ -453,15 +771,17 @@ def peak_flops(seconds: float = 0.1) -> float:
 
 
 @torch.no_grad()
-def bits_per_byte(model: GPT, corpus: Path, window: int = 256, tokens: int = 65536) -> float:
-    """val_bpb of the first `tokens` validation tokens, as the swarm's scorer computes it."""
+def bits_per_byte(model: GPT, corpus: Path) -> float:
+    """val_bpb of the first validation tokens, as the swarm's scorer computes it."""
+    window, tokens = SCORED_WINDOW, SCORED_TOKENS
     lengths = torch.from_numpy(np.load(corpus / "token_bytes.npy").astype(np.int64))
     stream = torch.from_numpy(read_tokens(corpus / "val" / "tokens.bin")[: tokens + 1].astype(np.int64))
     rows = (len(stream) - 1) // window
     inputs, targets = stream[: rows * window].view(rows, window), stream[1 : rows * window + 1].view(rows, window)
     nats = 0.0
     for questions, answers in zip(inputs.split(16), targets.split(16), strict=True):
-        nats_each = F.cross_entropy(model(questions).float().flatten(0, 1), answers.flatten(), reduction="none")
+        logits = model(questions.to(DEVICE)).float().flatten(0, 1)
+        nats_each = F.cross_entropy(logits, answers.flatten().to(DEVICE), reduction="none").cpu()
         nats += nats_each[lengths[answers.flatten()] > 0].double().sum().item()
     return nats / math.log(2) / lengths[targets].sum().item()
 
@@ -471,7 +791,10 @@ def prepared(data: Path | None) -> Path:
     if data is not None:
         return data
     here = Path(__file__).resolve().parent
-    corpus = here / ".cache" / "data"
+    corpus = here / ".cache" / ("data" if TIER == "cpu" else "gpu-data")
+    if TIER != "cpu" and not (corpus / "manifest.json").is_file():
+        how = f"python {here / 'prepare.py'} --out {corpus} --source climbmix --vocab 8192"
+        raise ValueError(f"the GPU tier's data is not there: {how}")
     if not (corpus / "manifest.json").is_file():
         made = subprocess.run([sys.executable, str(here / "prepare.py"), "--out", str(corpus)], check=False)
         if made.returncode:
@@ -494,6 +817,8 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("out"), help="folder for the trained model; default: out")
     parser.add_argument("--seed", type=int, default=0, help="decides initial weights, and the data if drawn here")
     parser.add_argument("--budget", default="204.8k", help="the runner's token stream, or a count such as 205k")
+    parser.add_argument("--tier", choices=("cpu", "gpu", "tiny"), default="cpu", help="tiny: gpu, for a CPU to try")
+    parser.add_argument("--seconds", type=float, default=0.0, help="wall time from the stream to the written model")
     parser.add_argument(
         "--scale",
         type=read_scale,
@@ -511,59 +836,104 @@ def main() -> int:
     torch.set_num_threads(1)  # two threads are slower than one as soon as the machine has anything else to do
     torch.manual_seed(arguments.seed)
     deeper, longer = arguments.scale
+    if arguments.tier == "gpu" and not torch.cuda.is_available():
+        print("no CUDA here: the CPU tier instead of the GPU's", flush=True)
+        arguments.tier = "cpu"
+    use_tier(arguments.tier)
+    waits = arguments.seconds > 0 and re.fullmatch(r"[\d.]+[kKmM]?", arguments.budget) is None
     try:
         data = prepared(arguments.data)
         meta = json.loads((data / "meta.json").read_text())
-        stream = read_stream(arguments.budget, data, arguments.seed, longer)
-        steps = batches(stream, meta["bos"])
-        if stream.max() >= meta["vocab_size"]:
-            raise ValueError(f"token {stream.max()} is outside the vocabulary of {meta['vocab_size']} in {data}")
+
+        def read() -> Batches:
+            return batches(read_stream(arguments.budget, data, arguments.seed, longer), meta["bos"], meta["vocab_size"])
+
+        steps = None if waits else read()
     except (OSError, ValueError) as error:
         print(f"train: {error} (--data is the train folder that prepare.py makes)", file=sys.stderr)
         return 2
     try:
-        model = GPT(meta["vocab_size"], DEPTH * deeper)
-        return train(model, steps, arguments, data, started)
+        model = GPT(meta["vocab_size"], DEPTH * deeper).to(DEVICE)
+        loss_of = get_ready(model)
+        reserve = rehearse_saving(model, arguments.out) if arguments.seconds else 0.0
+        steps = steps or wait_for(Path(arguments.budget), arguments.out, read)
+        clock = Clock(arguments.seconds - reserve if arguments.seconds else math.inf)
+        return train(model, steps, loss_of, clock, arguments, data, started)
     except RuntimeError as error:  # torch's word for a CPU that ran out of memory, and the base of a GPU's
         if "memory" not in str(error):
             raise
-        print(
-            f"train: out of memory: lower BATCH (now {BATCH}), SEQ_LEN ({SEQ_LEN}) or WIDTH ({WIDTH})", file=sys.stderr
-        )
+        p = "" if TIER == "cpu" else "GPU_"
+        sizes = f"{p}BATCH (now {BATCH}), {p}SEQ_LEN ({SEQ_LEN}) or {p}WIDTH ({WIDTH})"
+        print(f"train: out of memory: lower {sizes}", file=sys.stderr)
         return 1
 
 
+def rehearse_saving(model: GPT, out: Path) -> float:
+    """How many seconds before the end training has to stop: twice what saving takes now, and half a second."""
+    before = time.perf_counter()
+    save(model, out)
+    return 2 * (time.perf_counter() - before) + 0.5
+
+
+def save(model: GPT, out: Path) -> None:
+    """Leave the artifact that `load` reads."""
+    out.mkdir(parents=True, exist_ok=True)
+    torch.save(model.state_dict(), out / "model.pt")
+    if TIER != "cpu":
+        (out / "tier.txt").write_text(TIER)
+
+
+def wait_for(stream: Path, out: Path, read: Callable[[], Batches]) -> Batches:
+    """Ask for the tokens and wait until they are there, which starts the clock. Who keeps us waiting also ends us."""
+    (out / "ready").touch()
+    while not stream.exists():
+        time.sleep(0.001)
+    return read()
+
+
 def train(
-    model: GPT, steps: list[tuple[Tensor, Tensor]], arguments: argparse.Namespace, data: Path, started: float
+    model: GPT,
+    steps: Batches,
+    loss_of: LossOf,
+    clock: Clock,
+    arguments: argparse.Namespace,
+    data: Path,
+    started: float,
 ) -> int:
     """The run itself; 0, or 1 when the loss is no number any more."""
     millions = sum(p.numel() for p in model.parameters()) / 1e6
-    print(f"{millions:.2f} M parameters, {len(steps)} steps of {SEQ_LEN * BATCH} tokens, {DTYPE_REASON}", flush=True)
+    prepared_s = time.perf_counter() - started
+    print(f"{millions:.2f} M parameters, {len(steps)} batches of {SEQ_LEN * BATCH} tokens, {DTYPE_REASON}", flush=True)
 
-    recent, before = math.log(model.vocab_size), time.process_time()  # the loss of a blind guess
-    for step, loss in enumerate(losses(model, steps), start=1):
+    now = time.process_time if DEVICE.type == "cpu" else time.perf_counter
+    recent, before, step = math.log(model.vocab_size), now(), 0  # the loss of a blind guess
+    for step, loss in enumerate(losses(model, steps, loss_of, clock), start=1):
         if not math.isfinite(loss):
             print(f"train: loss is {loss} at step {step} of {len(steps)}", file=sys.stderr)
             return 1
         recent = 0.9 * recent + 0.1 * loss  # running mean over about 10 steps
-        if step % 10 == 0 or step == len(steps):
-            print(f"step {step}/{len(steps)} tokens {step * SEQ_LEN * BATCH} loss {recent:.3f}", flush=True)
-    training = time.process_time() - before
-
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    torch.save(model.state_dict(), arguments.out / "model.pt")
-    tokens = len(steps) * SEQ_LEN * BATCH
+        if step % 10 == 0 or clock.used == len(steps):
+            print(f"step {clock.used}/{len(steps)} tokens {clock.used * SEQ_LEN * BATCH} loss {recent:.3f}", flush=True)
+    training = now() - before
+    save(model, arguments.out)
+    tokens = clock.used * SEQ_LEN * BATCH
     operations = flops(model, tokens)
+    by_hand = not Path(arguments.budget).is_file()
     print("---")
-    if not Path(arguments.budget).is_file():  # by hand: a trial's time is for training
-        if (data.parent / "val").is_dir():
-            print(f"val_bpb:          {bits_per_byte(model, data.parent):.6f}")
-        print(f"mfu_percent:      {100 * operations / training / peak_flops():.1f}")
+    if by_hand and (data.parent / "val").is_dir():  # a trial's time is for training
+        use_kernel("sdpa")
+        print(f"val_bpb:          {bits_per_byte(model, data.parent):.6f}")
+    peak = peak_flops() if by_hand or DEVICE.type == "cuda" else None
+    if peak is not None:
+        print(f"mfu_percent:      {100 * operations / training / peak:.1f}")
+    if DEVICE.type == "cuda":
+        print(f"peak_vram_mb:     {torch.cuda.max_memory_allocated() / 2**20:.0f}")
     seconds = time.perf_counter() - started
     print(f"train_loss:       {recent:.6f}\ntraining_seconds: {training:.1f}\ntotal_seconds:    {seconds:.1f}")
-    print(f"cpu_seconds:      {time.process_time():.1f}\ntokens_per_s:     {tokens / training:.0f}")
+    print(f"startup_seconds:  {prepared_s:.1f}\ncpu_seconds:      {time.process_time():.1f}")
+    print(f"tokens_per_s:     {tokens / training:.0f}")
     print(f"total_tokens_M:   {tokens / 1e6:.2f}\ntotal_tflops:     {operations / 1e12:.3f}")
-    print(f"num_steps:        {len(steps)}\nnum_params_M:     {millions:.2f}\ndepth:            {len(model.attention)}")
+    print(f"num_steps:        {step}\nnum_params_M:     {millions:.2f}\ndepth:            {len(model.attention)}")
     return 0
 
 

@@ -38,7 +38,7 @@ from swarm.records import (
     candidate_id,
 )
 from swarm.repo import Repo
-from swarm.task import Task, bundle, read_editable
+from swarm.task import TASK_FILE, Task, bundle, read_editable
 from swarm.trust import level_needed
 
 log = logging.getLogger(__name__)
@@ -73,6 +73,7 @@ class Study:
     task_folder: Path
     data: str = ""  # a folder with prepared data that nodes on this machine may use
     fingerprint: str = ""  # of that data
+    task_file: str = TASK_FILE  # which Task of that folder
 
     @property
     def ledger_path(self) -> Path:
@@ -225,7 +226,7 @@ class Service:
         self.mind.absorb(fact, at)
         self._facts.append(fact)
         if isinstance(fact, StudyOpened):
-            self.lineage.open(fact, bundle(self.study.task_folder))
+            self.lineage.open(fact, bundle(self.study.task_folder, self.study.task_file))
         elif isinstance(fact, Screened) and fact.kept:
             self.lineage.advance(fact, self.mind.state.experiments[fact.experiment].admitted)
         elif isinstance(fact, Promotion):
@@ -245,7 +246,7 @@ class Service:
     def _setup(self) -> bytes:
         config, task, opened = self.study.config, self.study.task, self.mind.state.opened
         assert opened is not None  # _open() comes first
-        files = bundle(self.study.task_folder)
+        files = bundle(self.study.task_folder, self.study.task_file)
         if PROGRAM not in {*task.frozen, *task.editable}:
             files.pop(PROGRAM, None)  # it travels in the Brief: an edit must not make other agents of these
         return pack(

@@ -124,7 +124,7 @@ class Config(_Section):
     study: str = Field("study", pattern=r"^[a-z0-9][a-z0-9-]{0,40}$")
     """Name of the study; a number is added for each new one."""
     task: str = "baseline"
-    """Folder of the Task, relative to the working directory."""
+    """Folder of the Task, or one of its files like task.toml; relative to the working directory."""
     seed: int = Field(0, ge=0, lt=2**31)
     """Every seed of the study is derived from it."""
     folder: str = "studies"

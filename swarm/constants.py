@@ -18,7 +18,9 @@ from swarm.errors import ProposalError
 
 Value = bool | int | float | str
 Kind = Literal["switch", "choice", "int", "float"]
+Tier = Literal["cpu", "gpu"]
 
+GPU = "GPU_"  # GPU_NAME beside NAME: what takes the place of NAME where the script trains on a GPU
 LARGEST = 1e15  # above it ints and floats part ways
 FLOAT_DIGITS = 3  # significant digits of a number we write; more would be noise dressed as precision
 
@@ -53,18 +55,27 @@ class _Line(NamedTuple):
     leading: str  # comment lines right above
 
 
-def constants(source: str) -> list[Constant]:
+def constants(source: str, tier: Tier = "cpu") -> list[Constant]:
     """Module-level constants that may be tuned, in the order of the file.
 
     A comment `# choices: a, b` or `# range: 0.01..0.1 log` on the line says what makes sense; `# fixed` keeps it out.
-    Seeds are left out too: another seed is luck, not an idea.
+    Seeds are left out too: another seed is luck, not an idea. Where both NAME and GPU_NAME stand there, each belongs to
+    one tier, and only that tier's is given.
 
     Raises:
         ProposalError: the source does not parse.
     """
-    lines = [line for line in _assignments(_module(source)) if not _FIXED.match(line.trailing)]
+    every = _assignments(_module(source))
+    elsewhere = _of_the_other(tier, {line.name for line in every})
+    lines = [line for line in every if not _FIXED.match(line.trailing) and line.name not in elsewhere]
     found = (_constant(line) for line in lines if "SEED" not in line.name.split("_"))
     return [constant for constant in found if constant is not None]
+
+
+def _of_the_other(tier: Tier, names: set[str]) -> set[str]:
+    """The names that do nothing in this tier."""
+    pairs = {name: GPU + name for name in names if GPU + name in names}
+    return set(pairs if tier == "gpu" else pairs.values())
 
 
 def _module(source: str) -> cst.Module:

@@ -122,14 +122,20 @@ class _TaskFile(_Section):
     transfer: _Transfer = _Transfer()
 
 
-def load_task(folder: Path) -> Task:
-    """Read and check a task folder.
+def place_of(named: Path) -> tuple[Path, str]:
+    """Folder and file of a Task: named by its folder (then it is `task.toml`), or by one of several files in it."""
+    return (named.parent, named.name) if named.suffix == ".toml" else (named, TASK_FILE)
+
+
+def load_task(named: Path) -> Task:
+    """Read and check a task folder, by its own name or by that of a file like `task.toml` in it.
 
     Raises:
         TaskError: something is missing, misspelt, contradictory, or a frozen file was edited; says how to mend it.
     """
-    path = folder / TASK_FILE
-    task = parse_task(_read_toml(folder), str(path))
+    folder, file = place_of(named)
+    path = folder / file
+    task = parse_task(_read_toml(folder, file), str(path))
     read_editable(folder, task)
     read_frozen(folder, task)
     for kind, template in task.commands._asdict().items():
@@ -181,13 +187,16 @@ def _scale(raw: _TaskFile, where: str) -> Scale | None:
     return scale
 
 
-def _read_toml(folder: Path) -> str:
-    path = folder / TASK_FILE
+def _read_toml(folder: Path, file: str) -> str:
+    path = folder / file
     if not folder.is_dir():
         raise TaskError(f"no task folder at {folder}; the shipped one is `baseline`")
     try:
         return path.read_text("utf-8")
     except FileNotFoundError as error:
+        if file != TASK_FILE:
+            others = ", ".join(sorted(other.name for other in folder.glob("*.toml"))) or "none"
+            raise TaskError(f"no task file at {path}; there: {others}") from error
         if (folder / "train.py").is_file():
             raise TaskError(
                 f"{folder} has a train.py but no {TASK_FILE}: run `swarm init {folder}` to write one"
@@ -337,8 +346,10 @@ def read_frozen(folder: Path, task: Task) -> dict[str, bytes]:
     return files
 
 
-def bundle(folder: Path) -> dict[str, bytes]:
+def bundle(folder: Path, file: str = TASK_FILE) -> dict[str, bytes]:
     """Every regular file of a task folder, caches and hidden files aside, so that it can travel.
+
+    Of several Tasks in one folder the one in `file` is meant: there it is called `task.toml`.
 
     Raises:
         TaskError: together they are larger than BUNDLE_BYTES.
@@ -351,7 +362,8 @@ def bundle(folder: Path) -> dict[str, bytes]:
             f"{folder} holds {megabytes}, and at most {BUNDLE_BYTES / 1e6:.0f} MB travel to a node (largest: "
             f"{largest.relative_to(folder)}, {sizes[largest] / 1e6:.0f} MB); keep data outside the task folder"
         )
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sizes}
+    files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in sizes}
+    return files if file == TASK_FILE else {**files, TASK_FILE: files[file]}
 
 
 def _regular_files(folder: Path) -> Iterator[Path]:

@@ -132,6 +132,7 @@ def test_a_proposer_that_nobody_knows(place: Path, monkeypatch: pytest.MonkeyPat
     [
         (["proposer.options.pears=0.2"], "pears"),
         (["proposer.options.pairs=many"], "pairs"),
+        (["proposer.options.tier=tpu"], "choose cpu or gpu"),
         (["proposer.use=claude", "proposer.options.modell=x"], "modell"),
         (["proposer.use=claude", "proposer.options.attempts=0"], "attempts must be at least 1"),
     ],

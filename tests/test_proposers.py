@@ -1,6 +1,7 @@
 """Proposers: one contract for every implementation, then what is particular to each."""
 
 import random
+import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -156,6 +157,12 @@ class TestTuner:
     def test_a_constant_of_a_technique_that_is_off_is_left_alone(self) -> None:
         tip = {"train.py": "SMEAR = False\nSMEAR_RATE = 0.1\nRATE = 0.1\n"}
         assert not any("SMEAR_RATE" in text for text in self.run(tip, 10))
+
+    def test_a_tuner_of_a_gpu_leaves_the_constants_of_the_cpu_alone(self) -> None:
+        tip = {"train.py": "WIDTH = 64\nBIGRAM = False\nGPU_WIDTH = 512\nGPU_BIGRAM = True\nRATE = 0.1\n"}
+        tuner = Tuner(5, {"tier": "gpu"})
+        said = " ".join(tuner.propose(ask(tip)).hypothesis for _ in range(5))
+        assert set(re.findall(r"[A-Z_]{4,}", said)) == {"GPU_WIDTH", "GPU_BIGRAM", "RATE"}
 
     def test_it_finds_a_better_number(self) -> None:
         """Loss |log(RATE / 0.1)|: keep what gains; 12 proposals bring RATE within a factor of 1.5."""

@@ -84,6 +84,22 @@ def test_source_that_does_not_parse_is_named() -> None:
         constants("A = 1\nB = (\n")
 
 
+TWO_TIERS = "WIDTH = 64\nWINDOW = 0  # fixed\nACT = 2.5\nGPU_WIDTH = 512\nGPU_WINDOW = 256\nGPU_CORES = 3\n"
+
+
+def test_a_constant_of_the_other_tier_is_not_tuned() -> None:
+    assert [found.name for found in constants(TWO_TIERS)] == ["WIDTH", "ACT", "GPU_CORES"]
+    assert [found.name for found in constants(TWO_TIERS, "gpu")] == ["ACT", "GPU_WIDTH", "GPU_WINDOW", "GPU_CORES"]
+
+
+def test_each_constant_of_the_shipped_script_belongs_to_a_tier_or_to_both() -> None:
+    cpu, gpu = ({found.name for found in constants(BASELINE, tier)} for tier in ("cpu", "gpu"))
+    assert not any(name.startswith("GPU_") for name in cpu)
+    assert all(name.startswith("GPU_") or "GPU_" + name not in BASELINE for name in gpu)
+    assert {"GPU_WIDTH", "GPU_WINDOW", "MLP_RATIO"} <= gpu and {"WIDTH", "BIGRAM", "MLP_RATIO"} <= cpu
+    assert all(found.declared for found in constants(BASELINE, "gpu"))
+
+
 # --- rewrite ---------------------------------------------------------------------------------------------
 
 

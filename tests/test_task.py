@@ -152,6 +152,16 @@ def test_a_bundle_arrives_as_it_left(folder: Path, tmp_path: Path) -> None:
     assert load_task(tmp_path / "there") == load_task(folder)
 
 
+def test_one_folder_may_hold_several_tasks(folder: Path, tmp_path: Path) -> None:
+    (folder / "task-short.toml").write_text((folder / "task.toml").read_text().replace("tokens = 1300", "tokens = 7"))
+    short = load_task(folder / "task-short.toml")
+    assert (short.tokens, load_task(folder).tokens) == (7, 1300)
+    unbundle(bundle(folder, "task-short.toml"), tmp_path / "there")
+    assert load_task(tmp_path / "there") == short
+    with pytest.raises(TaskError, match=r"no task file at .*task-long.toml; there: task-short.toml, task.toml"):
+        load_task(folder / "task-long.toml")
+
+
 def test_a_folder_with_data_in_it_does_not_travel(folder: Path) -> None:
     with open(folder / "shard.bin", "wb") as file:
         file.truncate(17_000_000)

@@ -18,7 +18,7 @@ from optuna.distributions import FloatDistribution, IntDistribution
 from optuna.trial import Trial, TrialState, create_trial
 
 from node.proposers import Ask
-from swarm.constants import LARGEST, Constant, Value, constants, rewrite, rounded
+from swarm.constants import LARGEST, Constant, Tier, Value, constants, rewrite, rounded
 from swarm.errors import ConfigError, ProposalError
 from swarm.records import Brief, Proposal, Usage, digest
 from swarm.source import idea_hash
@@ -82,13 +82,15 @@ class Tuner:
 
     Args:
         seed: decides every order and every sample.
-        options: `pairs`, the share of number proposals that change two constants (default 0.15).
+        options: `pairs`, the share of number proposals that change two constants (default 0.15); `tier`, "cpu" (the
+            default) or "gpu": which of a script's NAME and GPU_NAME is meant.
     """
 
     def __init__(self, seed: int, options: Mapping[str, str]) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)  # else it logs every trial
         self._seed = seed
         self._pairs = _share(options)
+        self._tier = _tier(options)
         self._random = random.Random(seed)
         self._numbers: dict[Key, _Number] = {}
         self._turns: dict[tuple[Key, Value], _Turn] = {}
@@ -101,7 +103,7 @@ class Tuner:
 
     def propose(self, ask: Ask) -> Proposal:
         """Return the next edit of one or two constants of the branch tip."""
-        space = _space(ask)
+        space = _space(ask, self._tier)
         self._tip_moves += ask.parent != self._parent
         self._parent = ask.parent
         self._learn(space, ask.brief)
@@ -293,8 +295,10 @@ class Tuner:
 
 
 def _share(options: Mapping[str, str]) -> float:
-    if unknown := sorted(set(options) - {"pairs"}):
-        raise ConfigError(f"proposer tuner knows no option {', '.join(unknown)}; it has one: pairs (0..1)")
+    if unknown := sorted(set(options) - {"pairs", "tier"}):
+        raise ConfigError(
+            f"proposer tuner knows no option {', '.join(unknown)}; it has pairs (0..1) and tier (cpu, gpu)"
+        )
     try:
         share = float(options.get("pairs", PAIRS))
     except ValueError:
@@ -304,7 +308,17 @@ def _share(options: Mapping[str, str]) -> float:
     return share
 
 
-def _space(ask: Ask) -> list[Move]:
+def _tier(options: Mapping[str, str]) -> Tier:
+    match options.get("tier", "cpu"):
+        case "cpu":
+            return "cpu"
+        case "gpu":
+            return "gpu"
+        case other:
+            raise ConfigError(f"proposer tuner: tier = {other!r} is unknown; choose cpu or gpu")
+
+
+def _space(ask: Ask, tier: Tier) -> list[Move]:
     """Every constant of the branch tip that can matter, at its value.
 
     Raises:
@@ -312,7 +326,7 @@ def _space(ask: Ask) -> list[Move]:
     """
     found: list[Move] = []
     for path in sorted(path for path in ask.tip if path.endswith(".py")):
-        here = constants(ask.tip[path])
+        here = constants(ask.tip[path], tier)
         off = tuple(f"{constant.name}_" for constant in here if constant.value is False)
         # BIGRAM_ROWS does nothing while BIGRAM is off: trying it would measure noise.
         found += [Move(path, constant, constant.value) for constant in here if not constant.name.startswith(off)]

@@ -40,7 +40,7 @@ from swarm.config import Config
 from swarm.errors import ClusterError, ConfigError, PrerequisiteError
 from swarm.ledger import Ledger
 from swarm.records import StudyFinished
-from swarm.task import load_task
+from swarm.task import load_task, place_of
 
 LEAVING_S = 3.0  # Ctrl-C waits this long for the nodes to hand over what they finished
 LEAVE_PATIENCE_S = 15.0
@@ -145,8 +145,8 @@ def run_study(
     used = studies.frozen_config(found, config)
     if found.opened is not None:
         _say_resumed(console, found, config, used)
-    task_folder = Path(used.task)
-    task = load_task(task_folder)
+    task_folder, task_file = place_of(Path(used.task))
+    task = load_task(Path(used.task))
     check_choices(used, task, local=local)
     forge = make_forge(used, found.folder)
     with Ledger(found.folder / "ledger.sqlite") as ledger:
@@ -156,7 +156,7 @@ def run_study(
             console.print("preparing the data (once)", highlight=False)
         data = prepare_data(task, task_folder, "", Path(".cache") / "data")
         prepared = (str(data.folder.absolute()), data.fingerprint) if data else ("", "")
-        study = Study(found.folder, found.name, used, task, task_folder.absolute(), *prepared)
+        study = Study(found.folder, found.name, used, task, task_folder.absolute(), *prepared, task_file)
         machines = _machines(found.folder, used, local, port, host)
         return _work(study, ledger, forge, machines, console, plain=plain)
 

@@ -40,7 +40,7 @@ from swarm.records import (
     candidate_id,
     digest,
 )
-from swarm.task import TASK_FILE, Task, load_task
+from swarm.task import TASK_FILE, Task, load_task, place_of
 from swarm.trust import level_needed
 
 
@@ -96,8 +96,9 @@ def reproduce(
     place = find(study)
     opened = opened_in(place)
     config = config_from_json(opened.config)
-    folder = _task_folder(task_folder or Path(config.task))
-    task = load_task(folder)
+    named = task_folder or Path(config.task)
+    folder = _task_folder(place_of(named)[0])
+    task = load_task(named)
     claimed = _find_claimed(place, identity)
     console = Console(stderr=as_json)
     console.print(f"experiment {claimed.number}: {claimed.hypothesis}", markup=False, highlight=False)
