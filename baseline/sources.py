@@ -181,8 +181,8 @@ def _wanted(path: Path) -> bool:
 def _folder_parts(root: Path, part_bytes: int) -> list[Part]:
     if not root.is_dir():
         raise PrepareError(f"text:{root} is not a folder: splits are drawn by file or folder name, so name a folder")
-    hidden = (path for path in root.rglob("*") if path.is_file() and not path.is_symlink())
-    paths = [p for p in hidden if not any(n.startswith(".") for n in p.relative_to(root).parts) and p.stat().st_size]
+    files = (path for path in root.rglob("*") if path.is_file() and not path.is_symlink())
+    paths = [p for p in files if not any(n.startswith(".") for n in p.relative_to(root).parts) and p.stat().st_size]
     names = {path.relative_to(root).parts[0].removesuffix(".py") for path in paths}
     missing = sorted(set(SPLITS) - {split_of(name) for name in names})
     if missing:
@@ -315,7 +315,8 @@ def fetch(url: str, target: Path, sha256: str, offline: bool) -> str:
         raise PrepareError(f"--offline, and {target} is not there: fetch {url} by running once without --offline")
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(target.name + ".part")
-    expected = _download(url, partial) if not sha256 else (_download(url, partial), sha256)[1]
+    told = _download(url, partial)
+    expected = sha256 or told
     digest = _sha256(partial)
     if expected and digest != expected:
         partial.unlink()

@@ -2,8 +2,8 @@
 
     python benchmarks/isolation.py [--starts 30] [--pairs 8]
 
-Bare and walled boxes take turns, so that both meet the same load. Training is compared by its CPU time for one fixed
-amount of numpy work, counted by the kernel and not by the candidate.
+Bare boxes and those of every level that starts here take turns, so that all meet the same load. Training is compared by
+its CPU time for one fixed amount of numpy work, counted by the kernel and not by the candidate, start included.
 """
 
 import argparse
@@ -12,6 +12,7 @@ import resource
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from statistics import fmean, median, stdev
 
@@ -20,14 +21,16 @@ sys.path[:0] = [str(ROOT)]
 
 from node.sandbox import Box, Sandbox  # noqa: E402
 from node.sandbox.bare import Bare  # noqa: E402
-from node.sandbox.choice import best  # noqa: E402
+from node.sandbox.bwrap import Bwrap  # noqa: E402
+from node.sandbox.choice import starts  # noqa: E402
+from node.sandbox.landlock import Landlock  # noqa: E402
 from swarm.records import Limits  # noqa: E402
 
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 WORK = """
 import numpy as np
 a = np.random.default_rng(0).standard_normal((256, 256))
-for _ in range(600):
+for _ in range(2400):  # as long as a trial of the shipped task: 4 s
     a = np.tanh(a @ a / 16)
 """
 FAMILY = """
@@ -71,30 +74,47 @@ def killed_in(sandbox: Sandbox, scratch: Path) -> float:
         return time.perf_counter() - before
 
 
+def here() -> list[Sandbox]:
+    """Every sandbox that starts on this machine, the bare one first."""
+    found: list[Sandbox] = [Bare()]
+    for kind in (Landlock, Bwrap):
+        try:
+            starts(kind())
+        except (OSError, ValueError) as error:
+            print(f"{kind.name} is not here: {error}")
+        else:
+            found.append(kind())
+    return found
+
+
+def turns(sandboxes: list[Sandbox], times: int, measure: Callable[[Sandbox], float]) -> list[list[float]]:
+    """One row per sandbox; the sandboxes take turns."""
+    rounds = [[measure(sandbox) for sandbox in sandboxes] for _ in range(times)]
+    return [list(row) for row in zip(*rounds, strict=True)]
+
+
 def main() -> None:
     """Measure, and print one table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--starts", type=int, default=30)
     parser.add_argument("--pairs", type=int, default=8)
     options = parser.parse_args()
-    if best().lacks:
-        sys.exit(f"no walls here: {best().lacks}")
-    bare, walled = Bare(), best().make()
+    sandboxes = here()
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder).resolve()
-        starts = [[run(s, scratch, "", "-I", "-S")[0] for s in (bare, walled)] for _ in range(options.starts)]
-        work = [[run(s, scratch, WORK)[1] for s in (bare, walled)] for _ in range(options.pairs)]
-        kills = [[killed_in(s, scratch) for s in (bare, walled)] for _ in range(5)]
-    ratios = [plain / boxed for plain, boxed in work]
-    error = stdev(ratios) / len(ratios) ** 0.5
-    print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, {walled.name} against {bare.name}")
-    print(f"start to end, ms     {_ms(starts, 0)} bare  {_ms(starts, 1)} walled  (median of {options.starts})")
-    print(f"work per CPU second  {fmean(ratios):.3f} +- {error:.3f} of bare  ({options.pairs} pairs, start included)")
-    print(f"kill to clean, ms    {_ms(kills, 0)} bare  {_ms(kills, 1)} walled  (median of 5, 31 processes)")
-
-
-def _ms(rows: list[list[float]], column: int) -> str:
-    return f"{1000 * median(row[column] for row in rows):.0f}"
+        start = turns(sandboxes, options.starts, lambda s: run(s, scratch, "", "-I", "-S")[0])
+        work = turns(sandboxes, options.pairs, lambda s: run(s, scratch, WORK)[1])
+        kills = turns(sandboxes, 5, lambda s: killed_in(s, scratch))
+    print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; medians of {options.starts} starts, 5 kills of 31")
+    print("sandbox    start to end, ms   over bare, ms   work per CPU second, of bare   kill to clean, ms")
+    for index, sandbox in enumerate(sandboxes):
+        over = median(ours - bare for ours, bare in zip(start[index], start[0], strict=True))
+        ratios = [bare / ours for ours, bare in zip(work[index], work[0], strict=True)]
+        error = stdev(ratios) / len(ratios) ** 0.5
+        print(
+            f"{sandbox.name:<10} {1000 * median(start[index]):>16.0f} {1000 * over:>15.0f}"
+            f" {fmean(ratios):>22.3f} +- {error:.3f} {1000 * median(kills[index]):>16.0f}"
+        )
 
 
 if __name__ == "__main__":

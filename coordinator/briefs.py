@@ -63,7 +63,9 @@ class Briefs:
     def limits(self, platform: str, longer: int = 1) -> Limits:
         """When a trial on this Platform is killed; `longer`: times the ordinary work."""
         nodes, baseline = self._nodes, self._state.baseline_cpu_s.get(platform)
-        cpu_s = nodes.trial_wall_s if baseline is None else max(LEAST_CPU_S, self._cpu_limit * baseline)
+        cpu_s = nodes.trial_wall_s
+        if baseline is not None and self._cpu_limit:  # 0: seconds are the budget
+            cpu_s = max(LEAST_CPU_S, self._cpu_limit * baseline)
         return Limits(cpu_s=longer * cpu_s, wall_s=longer * nodes.trial_wall_s, memory_mb=nodes.memory_mb)
 
     def _shared(self, occasion: _Occasion) -> Brief:

@@ -59,8 +59,9 @@ class Mind:
     """Decides. Owned by one service (or simulator), which calls it from one thread."""
 
     def __init__(self, config: Config, cpu_limit: float, scale: Scale | None = None) -> None:
-        """Know nothing yet. A trial is killed at `cpu_limit` times the baseline's CPU time; `scale` is the Task's."""
+        """Know nothing yet. A trial is killed at `cpu_limit` times the baseline's CPU time; 0: CPU time counts not."""
         self.config = config
+        self._cpu_counts = cpu_limit > 0
         self.rule = rule_for(config.decision.dial)
         self.state = State(rule=self.rule, calibration_runs=2 * config.decision.calibration_pairs, scale=scale)
         self.presence: dict[str, Presence] = {}
@@ -191,6 +192,8 @@ class Mind:
 
     def _too_slow(self, claim: Claim) -> str:
         """CPU time over the study's baseline, chained through the champion's run in each block so that load cancels."""
+        if not self._cpu_counts:
+            return ""
         ratio = sum(p.candidate_cpu_s for p in claim.pairs) / max(1e-9, sum(p.champion_cpu_s for p in claim.pairs))
         ratio *= self.state.cpu_ratio.get(claim.base, 1.0)
         allowed = self.config.decision.cpu_ratio

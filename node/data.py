@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from swarm.errors import TaskError
 from swarm.records import digest
@@ -72,6 +73,45 @@ def other_data(data: Data, wanted: str) -> str:
     )
 
 
+def write_documents(path: Path, folder: Path, seed: int, count: int) -> None:
+    """Write the token stream of a Trial as whole documents in an order that the seed draws.
+
+    Each comes once before any comes again; the last is cut where `count` tokens are full. Written as it is drawn: half
+    a billion tokens would not be welcome in memory.
+
+    Raises:
+        OSError: no documents there, or no room here.
+    """
+    tokens, starts = _tokens(folder / "tokens.bin"), _documents(folder / "documents.npy")
+    if not len(starts) or starts[0] >= len(tokens):
+        raise OSError(f"{folder} holds no documents; prepare the data again")
+    ends = np.append(starts[1:], len(tokens))
+    random = np.random.Generator(np.random.PCG64(seed))
+    left = count
+    with path.open("wb") as stream:
+        while left:
+            for document in random.permutation(len(starts)):
+                piece = tokens[starts[document] : ends[document]][:left]
+                stream.write(piece.tobytes())
+                left -= len(piece)
+
+
+def _documents(path: Path) -> NDArray[np.int64]:
+    """Where each document starts."""
+    try:
+        starts: NDArray[np.int64] = np.load(path, allow_pickle=False).astype(np.int64)
+    except ValueError as error:
+        raise OSError(f"{path} is damaged: {error}; prepare the data again") from error
+    return starts
+
+
+def _tokens(path: Path) -> NDArray[np.uint16]:
+    try:
+        return np.memmap(path, dtype="<u2", mode="r")
+    except ValueError as error:  # an empty file cannot be mapped
+        raise OSError(f"{path} is damaged: {error}; prepare the data again") from error
+
+
 def write_stream(path: Path, tokens_file: Path, seed: int, count: int) -> None:
     """Write the token stream of a Trial: exactly `count` training tokens, in pieces that the seed draws.
 
@@ -80,10 +120,7 @@ def write_stream(path: Path, tokens_file: Path, seed: int, count: int) -> None:
     Raises:
         OSError: no tokens there, or no room here.
     """
-    try:
-        tokens = np.memmap(tokens_file, dtype="<u2", mode="r")
-    except ValueError as error:  # an empty file cannot be mapped
-        raise OSError(f"{tokens_file} is damaged: {error}; prepare the data again") from error
+    tokens = _tokens(tokens_file)
     random = np.random.Generator(np.random.PCG64(seed))
     starts = random.integers(0, max(1, len(tokens) - PIECE), size=-(-count // PIECE))
     stream = np.concatenate([tokens[start : start + PIECE] for start in starts])[:count]

@@ -54,12 +54,14 @@ def platform_of(task: Task, fingerprint: str, threads: int) -> Platform:
         device=gpu.name if gpu else cpu,
         software=", ".join([*software, f"driver {gpu.driver}"] if gpu else software),
         data=fingerprint,
-        budget=f"{task.tokens} tokens"
-        if task.tokens
-        else f"{task.seconds:g} s"
-        if task.seconds
-        else "the study's limit",
+        budget=_budget(task),
     )
+
+
+def _budget(task: Task) -> str:
+    if task.tokens and not task.timed:
+        return f"{task.tokens} tokens"
+    return f"{task.seconds:g} s" if task.seconds else "the study's limit"
 
 
 def gpu_name() -> str | None:

@@ -9,6 +9,7 @@ At isolation level 0 the folders below are a convention that a candidate may bre
 
 import errno
 import fcntl
+import math
 import os
 import secrets
 import shutil
@@ -17,13 +18,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from node.audit import Audit
-from node.data import Data, write_stream
+from node.data import Data, write_documents, write_stream
 from node.processes import MARK, kill_marked
 from node.sandbox import Box, Sandbox
 from node.scoring import Split, bits_per_byte, hash_artifact, printed_score, read_questions
@@ -33,6 +34,8 @@ from swarm.records import Failure, Measurement, Outcome, Purpose, TrialSpec
 from swarm.task import Task, bundle, command, editable_only, read_frozen, unbundle
 
 PREFIX = "trial-"
+READY = "ready"  # the file in --out by which a trial with a budget in seconds asks for its tokens
+GRACE_S = 2.0  # a trial paces itself to end within its seconds; this long after them it is killed
 FULL_DISK_BYTES = 16 * 2**20  # below this a candidate that failed gets no blame
 # glibc gives large blocks back to the kernel and takes them again at every step: 6 to 13 % of a CPU trial.
 MALLOC = {
@@ -141,32 +144,65 @@ class _Trial:
         others = bundle(self.workshop.folder) if task.score == "printed" else {}
         code = self._code(home)
         unbundle({**others, **frozen, **own}, code)
-        if data is not None and task.tokens:
+        if data is not None and task.timed:
+            self._hold_back(home, data.folder / "train")
+        elif data is not None and task.tokens:
             count = task.tokens * (self.scale.tokens if self.scale else 1)
             write_stream(home / "budget.bin", data.folder / "train" / "tokens.bin", spec.seed, count)
         for path in (*frozen, *own):
             (code / path).chmod(0o444)
 
+    def _hold_back(self, home: Path, train: Path) -> None:
+        """Prepare the stream out of sight. Until the clock starts only the facts that shape a model are shown."""
+        write_documents(home / "stream.bin", train, self.spec.seed, self.workshop.task.tokens)
+        for name in ("facts", "released"):
+            (home / name).mkdir()
+        if (train / "meta.json").is_file():
+            shutil.copyfile(train / "meta.json", home / "facts" / "meta.json")
+
     def _code(self, home: Path) -> Path:
         return home / "box" if self.workshop.task.score == "printed" else home / "code"
 
     def _train(self, home: Path) -> Watch:
-        code, out, budget = self._code(home), home / "box" / "out", home / "budget.bin"
-        values: dict[str, object] = {"out": out, "seed": self.spec.seed}
-        readable: tuple[Path, ...] = (code,)
-        task, data = self.workshop.task, self.workshop.data
-        if data is not None:
-            # Only where we score is there something to hide; a printed score's data has a layout of its own.
-            shown = data.folder / "train" if task.score == "answers" else data.folder
-            values |= {"data": shown, "budget": budget}
-            readable = (code, shown, budget) if task.tokens else (code, shown)
+        task, code = self.workshop.task, self._code(home)
+        values, readable = self._shown(home)
+        values |= {"out": home / "box" / "out", "seed": self.spec.seed}
         argv = command(task.commands.train, code, values) + (self.scale.arguments if self.scale else ())
-        box = self._box(argv, readable, home / "box", home)
+        box = self._box(argv, (code, *readable), home / "box", home)
+        if task.timed:  # its wall clock pays for everything
+            box = replace(box, limits=replace(box.limits, cpu_s=math.inf))
         self.started_at = self.workshop.now()
         with self._running(box, "train", home) as watch:
+            released = not task.timed or self._release(watch, home)
             watch.until_end()
         self._judge(watch, home)
+        if not released:
+            raise TrialFailed("candidate", "rule", f"ended without the file {READY} in --out that asks for its tokens")
         return watch
+
+    def _shown(self, home: Path) -> tuple[dict[str, object], tuple[Path, ...]]:
+        """What training is told of data, and which paths it may read for it."""
+        task, data = self.workshop.task, self.workshop.data
+        if data is None:
+            return {}, ()
+        if task.timed:
+            facts, released = home / "facts", home / "released"
+            return {"data": facts, "budget": released / "stream.bin"}, (facts, released)
+        # Only where we score is there something to hide; a printed score's data has a layout of its own.
+        shown, budget = data.folder / "train" if task.score == "answers" else data.folder, home / "budget.bin"
+        return {"data": shown, "budget": budget}, (shown, budget) if task.tokens else (shown,)
+
+    def _release(self, watch: Watch, home: Path) -> bool:
+        """Let it build and compile, hand over the tokens, start the clock; False when it ended before it was ready."""
+        task, ready = self.workshop.task, home / "box" / "out" / READY
+        watch.start_clock(task.compile_seconds, "was not ready for its tokens within")
+        if not watch.until(lambda: os.path.lexists(ready)):
+            return False
+        with suppress(OSError):  # whatever it is; it would be part of the artifact
+            ready.unlink()
+        watch.start_clock(task.seconds + GRACE_S, "ran longer than")
+        (home / "stream.bin").rename(home / "released" / "stream.bin")
+        return True
 
     def _judge(self, watch: Watch, home: Path) -> None:
         try:

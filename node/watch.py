@@ -12,6 +12,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from subprocess import Popen
 from types import TracebackType
 from typing import IO, Literal
@@ -103,6 +104,7 @@ class Watch:
         self.peak_memory_mb = 0.0
         self.cpu_s = 0.0
         self._limits, self._phase, self._stop = limits, phase, stop
+        self._late = "ran longer than"
         self._monotonic, self._on_phase = monotonic, on_phase
         self._tree = Tree(process.pid, mark)
         self._started = self._sample_at = monotonic()
@@ -125,6 +127,22 @@ class Watch:
         self._selector.close()
         if self._pidfd is not None:
             os.close(self._pidfd)
+
+    def start_clock(self, wall_s: float, late: str) -> None:
+        """From this moment it has `wall_s`; `late` says what it did when it needs more."""
+        self._limits, self._late, self._started = replace(self._limits, wall_s=wall_s), late, self._monotonic()
+
+    def until(self, happened: Callable[[], bool]) -> bool:
+        """Wait until something has happened (True) or the first process has ended without it (False).
+
+        Raises:
+            TrialFailed: a limit was passed, or `stop` was set; the tree still runs.
+        """
+        while not has_ended(self.process.pid):
+            if happened():
+                return True
+            self.step()
+        return happened()
 
     def until_end(self) -> None:
         """Wait for the first process to end.
@@ -189,7 +207,7 @@ class Watch:
         if usage.cpu_s > limits.cpu_s:
             raise TrialFailed("candidate", "timeout", f"{self._phase}: used more than {limits.cpu_s:.1f} s of CPU time")
         if elapsed_s > limits.wall_s:
-            raise TrialFailed("candidate", "timeout", f"{self._phase}: ran longer than {limits.wall_s:.1f} s")
+            raise TrialFailed("candidate", "timeout", f"{self._phase}: {self._late} {limits.wall_s:.1f} s")
         if usage.memory_mb > limits.memory_mb:
             raise TrialFailed(
                 "candidate", "memory", f"{self._phase}: held {usage.memory_mb:.0f} of {limits.memory_mb} MB"

@@ -70,7 +70,7 @@ class Nodes(_Section):
     lost_after_s: float = Field(90.0, gt=0)
     """A silent node loses its lease after this time."""
     sandbox: str = "auto"
-    """"auto" takes the best that the machine offers; or "bwrap", "bare", or your own as package.module:Class."""
+    """"auto" takes the best that starts here; or "bwrap", "landlock", "bare", or your own as package.module:Class."""
 
 
 class ProposerChoice(_Section):

@@ -56,8 +56,9 @@ class Task:
     score: Literal["answers", "printed"]  # printed: the candidate's own word, marked self-reported everywhere
     pattern: str  # printed: the score is its one group, in the last line that matches
     tokens: int  # length of the stream that the runner writes for each trial; 0 = no stream
-    seconds: float  # printed: wall time of one training; 0 = the study's own limit
-    cpu_limit: float  # a trial is killed at this multiple of the study's baseline CPU time
+    seconds: float  # wall time of one training: held by the runner (answers) or told only (printed); 0 = not the budget
+    compile_seconds: float  # answers with `seconds`: wall time from process start until it is ready for its tokens
+    cpu_limit: float  # a trial is killed at this multiple of the study's baseline CPU time; 0 = seconds are the budget
     window: int  # tokens of context when scoring
     val_tokens: int  # tokens scored
     scale: Scale | None = None  # at which promotions are checked again
@@ -66,6 +67,11 @@ class Task:
     def train_script(self) -> str:
         """The file that both trains and, when scoring, turns tokens into predictions."""
         return shlex.split(self.commands.train)[0]
+
+    @property
+    def timed(self) -> bool:
+        """Whether wall seconds, held by the runner, are the budget; `tokens` then are only more than anybody needs."""
+        return self.score == "answers" and self.seconds > 0
 
     @property
     def has_data(self) -> bool:
@@ -96,6 +102,7 @@ class _Metric(_Section):
 class _Budget(_Section):
     tokens: int = Field(default=0, ge=0)
     seconds: float = Field(default=0.0, ge=0)
+    compile_seconds: float = Field(default=0.0, ge=0)
     cpu_limit: float = Field(default=2.0, ge=1)
     window: int = Field(default=256, ge=2)
     val_tokens: int = Field(default=65_536, ge=2)
@@ -143,6 +150,10 @@ def parse_task(text: str, where: str) -> Task:
     _check_paths(raw, where)
     _check_commands(raw, where)
     _check_metric(raw, where)
+    _check_seconds(raw, where)
+    budget = raw.budget.model_dump()
+    if raw.budget.compile_seconds:
+        budget["cpu_limit"] = 0.0  # a GPU's work is not in the CPU's time
     return Task(
         name=raw.name,
         editable=raw.editable,
@@ -152,7 +163,7 @@ def parse_task(text: str, where: str) -> Task:
         direction=raw.metric.direction,
         score=raw.metric.score,
         pattern=raw.metric.pattern,
-        **raw.budget.model_dump(),
+        **budget,
         scale=_scale(raw, where),
     )
 
@@ -162,6 +173,8 @@ def _scale(raw: _TaskFile, where: str) -> Scale | None:
         scale = parse_scale(raw.transfer.scale)
     except ValueError as error:
         raise TaskError(f"{where}: transfer.scale: {error}") from error
+    if scale is not None and raw.budget.compile_seconds:
+        _refuse(where, "transfer.scale needs a budget of tokens; with seconds that the runner holds, leave it out")
     if scale is not None and scale.tokens > 1 and not raw.budget.tokens:
         _refuse(where, f"transfer.scale = {str(scale)!r} needs budget.tokens: it is that stream which gets longer")
     return scale
@@ -258,6 +271,16 @@ def _check_metric(raw: _TaskFile, where: str) -> None:
     if groups != 1:
         example = PRINTED_PATTERN.format(name=raw.metric.name)
         _refuse(where, f'metric.score = "printed" needs metric.pattern with exactly one group, e.g. {example!r}')
+
+
+def _check_seconds(raw: _TaskFile, where: str) -> None:
+    timed = raw.metric.score == "answers" and raw.budget.seconds > 0
+    if timed and not raw.budget.compile_seconds:
+        _refuse(where, "budget.seconds needs budget.compile_seconds, the time to get ready before the clock starts")
+    if timed and "budget" not in _placeholders(raw.commands.train, where):
+        _refuse(where, "budget.seconds needs {budget} in commands.train: the clock starts when that file appears")
+    if raw.budget.compile_seconds and not timed:
+        _refuse(where, 'budget.compile_seconds belongs to budget.seconds with metric.score = "answers"; drop it')
 
 
 def _refuse(where: object, message: str) -> NoReturn:

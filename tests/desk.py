@@ -95,6 +95,7 @@ class Desk:
     """A mind, its ledger, and what its nodes last said."""
 
     settings: Mapping[str, object] = field(default_factory=dict)
+    cpu_limit: float = 2.0
     scale: Scale | None = None
     now: float = START
     facts: list[tuple[Fact, float]] = field(default_factory=list)
@@ -104,7 +105,7 @@ class Desk:
         plain: dict[str, object] = {"study": STUDY, "seed": 3, "stop": {"wall_minutes": 600, "final_minutes": 100}}
         plain["decision"] = {"calibration_pairs": 2}
         self.config = parse_config({**plain, **self.settings}, "test")
-        self.mind = Mind(self.config, cpu_limit=2.0, scale=self.scale)
+        self.mind = Mind(self.config, self.cpu_limit, self.scale)
         self.keys: set[str] = set()
         self.commit([
             StudyOpened(STUDY, 3, "score", "minimize", candidate_id(BASELINE), BASELINE, "{}", self.now),
@@ -162,7 +163,7 @@ class Desk:
 
     def replayed(self) -> Mind:
         """Another mind that has read the same ledger."""
-        again = Mind(self.config, cpu_limit=2.0, scale=self.scale)
+        again = Mind(self.config, self.cpu_limit, self.scale)
         for fact, at in self.facts:
             again.absorb(fact, at)
         return again

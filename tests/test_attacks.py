@@ -16,14 +16,24 @@ from subprocess import Popen
 from typing import NamedTuple
 
 import pytest
-from test_sandbox import available
+from test_sandbox import Kind, available, lacks, old_landlock
 from toy_task import HONEST, answers_task, spec_of, workshop_at
 
 from node.sandbox import Box, Sandbox
 from node.sandbox.bare import Bare
 from node.sandbox.bwrap import Bwrap
+from node.sandbox.landlock import Landlock
 from node.sandbox.promises import promises
-from node.sandbox.seccomp import CHECKED, DENIED, NEVER, seccomp_filter
+from node.sandbox.seccomp import (
+    CHECKED,
+    CHECKED_ALONE,
+    DENIED,
+    DENIED_ALONE,
+    IDLE_ALONE,
+    NEVER,
+    OWN_ALONE,
+    seccomp_filter,
+)
 from node.trial import run_trial
 from swarm.records import Failure, Limits, Measurement
 
@@ -80,10 +90,11 @@ ATTACKS = {
     "read the machine's accounts": "open('/etc/shadow').close()",
     "list the machine's users": "import os, pwd; assert len(open('/etc/passwd').readlines()) > 1",
     "write to shown code": "open(code, 'a').close()",
-    "make shown code writable": "import os; os.chmod(code, 0o666)",
+    "change the mode of shown code": "import os; mode = lambda: os.stat(code).st_mode & 0o777; before = mode()\n"
+    "os.chmod(code, before ^ 0o022); assert mode() != before, OSError('Error')",
     "replace shown code": "import os; open('new', 'w').close(); os.replace('new', code)",
     "write to Python": "import os; open(os.__file__, 'r+').close()",
-    "plant a sitecustomize": "import os; assert os.access(os.path.dirname(os.__file__), os.W_OK), OSError('Error')",
+    "plant a module": "import os, tempfile; tempfile.TemporaryFile(dir=os.path.dirname(os.__file__)).close()",
     "write to kernel settings": "open('/proc/sys/kernel/core_pattern', 'r+').close()",
     "call this machine": "import socket; socket.create_connection(('127.0.0.1', port), 2)",
     "send a datagram": "import socket; socket.socket(2, 2).sendto(b'x', ('127.0.0.1', port))",
@@ -97,7 +108,14 @@ ATTACKS = {
     "read kernel keys": f"{CALL}import os\nnumber = {{'x86_64': 250, 'aarch64': 219}}[os.uname().machine]\n"
     "assert libc.syscall(n(number), n(0), n(-3), n(1)) > 0, OSError('Error')",
 }
-ROOT_ONLY = {"read the machine's accounts", "write to kernel settings"}
+ROOT_ONLY = {"read the machine's accounts", "write to kernel settings", "write to Python", "plant a module"}
+# What works at level 1, and why; `old` before Landlock's version 6. Everything else has to fail there, too.
+LEVEL_1: dict[str, str] = {}
+OLD_LEVEL_1 = {
+    "see another process": "no version of Landlock before 6 looks at signals between processes of one user",
+}
+EXEMPT: dict[Kind, dict[str, str]] = {Landlock: LEVEL_1, old_landlock: {**LEVEL_1, **OLD_LEVEL_1}, Bwrap: {}}
+WALLED = tuple(EXEMPT)
 
 
 @pytest.mark.parametrize("name", ATTACKS)
@@ -105,32 +123,49 @@ def test_walls_stop_what_level_0_does_not(name: str, place: Place) -> None:
     if name in ROOT_ONLY and os.getuid() != 0:
         pytest.skip("level 0 stops this, too, unless it runs as root")
     assert got_it(Bare(), place, ATTACKS[name])
-    assert not got_it(available(Bwrap), place, ATTACKS[name])
+    got = {kind.__name__ for kind in WALLED if not lacks(kind) and got_it(kind(), place, ATTACKS[name])}
+    exempt = {kind.__name__ for kind in WALLED if not lacks(kind) and name in EXEMPT[kind]}
+    assert got == exempt
 
 
-def test_every_promise_holds_behind_walls_and_level_0_makes_none() -> None:
-    walls = promises(available(Bwrap))
-    assert len(walls) == 14
-    assert all(walls.values()), walls
+# Promises of the self-test that a level does not make.
+UNPROMISED: dict[Kind, set[str]] = {
+    Bwrap: set(),
+    Landlock: {"other files are hidden"},  # that they are there can be seen, not what they hold
+    old_landlock: {"other files are hidden"},
+}
+
+
+@pytest.mark.parametrize("kind", WALLED)
+def test_every_promise_holds_behind_walls_and_level_0_makes_none(kind: Kind) -> None:
+    walls = promises(available(kind))
+    assert len(walls) == 15
+    assert {promise for promise, held in walls.items() if not held} == UNPROMISED[kind]
     bare = promises(Bare())
     assert set(bare) == set(walls)
-    assert not bare["no network"] and not bare["other files are hidden"] and not bare["the whole tree dies"]
+    assert not bare["no network"] and not bare["other files cannot be read"] and not bare["the whole tree dies"]
 
 
+@pytest.mark.parametrize("kind", WALLED)
 def test_the_node_does_not_show_its_environment_through_the_first_process(
-    place: Place, monkeypatch: pytest.MonkeyPatch
+    kind: Kind, place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GITHUB_TOKEN", SECRET)
-    attack = f"import glob\nassert any({SECRET!r} in open(p).read() for p in glob.glob('/proc/[0-9]*/environ'))"
-    assert not got_it(available(Bwrap), place, attack)
+    look = "for p in (*glob.glob('/proc/[0-9]*/environ'), f'/proc/{os.getppid()}/environ'):\n"
+    attack = (
+        f"import glob, os\nfound = False\n{look} try: found |= {SECRET!r} in open(p).read()\n except OSError: pass\n"
+    )
+    assert not got_it(available(kind), place, f"{attack}assert found, OSError('Error')")
 
 
-def test_nothing_is_carried_over_from_box_to_box(place: Place) -> None:
-    leave = "import pathlib; [pathlib.Path(p, 'left').write_text('x') for p in ('/tmp', '/dev/shm')]"
-    find = "import pathlib; assert any(pathlib.Path(p, 'left').exists() for p in ('/tmp', '/dev/shm'))"
-    sandbox = available(Bwrap)
+@pytest.mark.parametrize("kind", WALLED)
+def test_nothing_is_carried_over_from_box_to_box(kind: Kind, place: Place) -> None:
+    leave = "import pathlib\nfor p in ('/tmp', '/dev/shm'):\n try: pathlib.Path(p, 'left').write_text('x')\n"
+    leave += " except OSError: pass"
+    find = "import pathlib; assert any(pathlib.Path(p, 'left').exists() for p in ('/tmp', '/dev/shm')), 'Error'"
+    sandbox = available(kind)
     assert got_it(sandbox, place, leave)
-    assert got_it(sandbox, place, f"{leave}\n{find}")
+    assert got_it(sandbox, place, f"{leave}\n{find}") == (kind is Bwrap)  # at level 1 there are no such folders
     assert not got_it(sandbox, place, find)
 
 
@@ -141,13 +176,14 @@ def test_shared_folders_of_memory_have_a_limit(place: Place) -> None:
     assert not got_it(available(Bwrap), place, attack)
 
 
-def test_a_daemon_without_parent_session_or_environment_dies(place: Place) -> None:
+@pytest.mark.parametrize("kind", WALLED)
+def test_a_daemon_without_parent_session_or_environment_dies(kind: Kind, place: Place) -> None:
     stray = "import os, sys\nif os.fork() == 0:\n os.setsid()\n if os.fork() == 0:\n"
     stray += (
         "  os.execve(sys.executable, (sys.executable, '-c', 'import time; time.sleep(3)'), {})\n os._exit(0)\nos.wait()"
     )
     alive = {}
-    for sandbox in (Bare(), available(Bwrap)):
+    for sandbox in (Bare(), available(kind)):
         scratch = place.secret.parent / "scratch"
         process = sandbox.start(Box((sys.executable, "-c", stray), (), scratch, LIMITS))
         with process:
@@ -155,18 +191,19 @@ def test_a_daemon_without_parent_session_or_environment_dies(place: Place) -> No
             sandbox.kill(process)
             assert process.stdout is not None
             alive[sandbox.name] = not select.select([process.stdout], [], [], 1)[0]
-    assert alive == {"bare": True, "bwrap": False}
+    assert alive == {"bare": True, available(kind).name: False}
 
 
-def test_a_folder_that_a_candidate_swapped_for_a_link_is_not_shown(place: Place) -> None:
+@pytest.mark.parametrize("kind", WALLED)
+def test_a_folder_that_a_candidate_swapped_for_a_link_is_not_shown(kind: Kind, place: Place) -> None:
     link = place.secret.parent / "artifact"
     link.symlink_to(place.secret.parent / "shown")
     with pytest.raises(OSError, match="symbolic link"):
-        available(Bwrap).start(Box((sys.executable, "-c", ""), (link,), place.secret.parent / "scratch", LIMITS))
+        available(kind).start(Box((sys.executable, "-c", ""), (link,), place.secret.parent / "scratch", LIMITS))
 
 
-@pytest.mark.parametrize("kind", [Bare, Bwrap])
-def test_an_out_folder_swapped_for_a_link_breaks_a_rule(kind: type[Bare] | type[Bwrap], tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", [Bare, *WALLED])
+def test_an_out_folder_swapped_for_a_link_breaks_a_rule(kind: Kind, tmp_path: Path) -> None:
     (tmp_path / "secrets").mkdir()
     (tmp_path / "secrets" / "model.pt").write_text(SECRET)
     train = f"{HONEST}\nimport os, shutil\nshutil.rmtree(options['--out'])\n"
@@ -192,7 +229,8 @@ def test_the_numbers_of_calls_are_the_kernels(column: int, header: str) -> None:
         pytest.skip(f"{header} is not installed (apt install linux-libc-dev)")
     found = re.findall(r"^#define __NR(?:3264)?_(\w+)\s+(\d+)", Path(header).read_text(), re.MULTILINE)
     kernel = {name: int(number) for name, number in found}
-    ours = {name: numbers[column] for name, numbers in {**DENIED, **CHECKED}.items() if numbers[column] != NEVER}
+    tables = {**DENIED, **CHECKED, **DENIED_ALONE, **IDLE_ALONE, **OWN_ALONE, **CHECKED_ALONE}
+    ours = {name: numbers[column] for name, numbers in tables.items() if numbers[column] != NEVER}
     assert {name: kernel.get(name) for name in ours} == ours
 
 
@@ -201,32 +239,35 @@ def test_a_processor_that_nobody_looked_at_gets_no_filter() -> None:
         seccomp_filter("riscv64")
 
 
-def test_a_trial_scores_the_same_behind_walls(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", WALLED)
+def test_a_trial_scores_the_same_behind_walls(kind: Kind, tmp_path: Path) -> None:
     workshop = workshop_at(tmp_path, answers_task(tmp_path / "task"))
     outcomes = []
-    for sandbox in (Bare(), available(Bwrap)):
+    for sandbox in (Bare(), available(kind)):
         outcomes.append(run_trial(spec_of(HONEST), workshop=replace(workshop, sandbox=sandbox)).outcome)
     bare, walled = outcomes
     assert isinstance(bare, Measurement) and isinstance(walled, Measurement), outcomes
     assert (bare.score, bare.artifact) == (walled.score, walled.artifact)
 
 
-def test_cpu_time_is_counted_behind_walls(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", WALLED)
+def test_cpu_time_is_counted_behind_walls(kind: Kind, tmp_path: Path) -> None:
     burn = "import time\nwhile time.process_time() < 0.4: pass\n"
     train = f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', {burn!r}])\n{HONEST}"
-    workshop = replace(workshop_at(tmp_path, answers_task(tmp_path / "task")), sandbox=available(Bwrap))
+    workshop = replace(workshop_at(tmp_path, answers_task(tmp_path / "task")), sandbox=available(kind))
     outcome = run_trial(spec_of(train), workshop=workshop).outcome
     assert isinstance(outcome, Measurement), outcome
     assert 0.4 <= outcome.cpu_s < 2
 
 
-def test_a_secret_outside_cannot_be_put_into_the_artifact(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", WALLED)
+def test_a_secret_outside_cannot_be_put_into_the_artifact(kind: Kind, tmp_path: Path) -> None:
     (tmp_path / "secret").write_text(SECRET)
     train = (
         f"{HONEST}\n(Path(options['--out']) / 'stolen').write_bytes(open({str(tmp_path / 'secret')!r}, 'rb').read())"
     )
     workshop = workshop_at(tmp_path, answers_task(tmp_path / "task"))
     assert isinstance(run_trial(spec_of(train), workshop=workshop).outcome, Measurement)
-    outcome = run_trial(spec_of(train), workshop=replace(workshop, sandbox=available(Bwrap))).outcome
+    outcome = run_trial(spec_of(train), workshop=replace(workshop, sandbox=available(kind))).outcome
     assert isinstance(outcome, Failure)
-    assert (outcome.blame, "FileNotFoundError" in outcome.message) == ("candidate", True)
+    assert (outcome.blame, "stolen" not in outcome.message and "Error" in outcome.message) == ("candidate", True)

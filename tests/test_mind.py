@@ -362,6 +362,14 @@ def test_an_accepted_idea_that_is_too_slow_is_rejected() -> None:
     assert "CPU time" in verdicts(desk)[0].reason and not desk.state.promotions
 
 
+def test_cpu_time_decides_nothing_where_wall_seconds_are_the_budget() -> None:
+    desk = Desk(cpu_limit=0.0)
+    desk.calibrate("ant", "bee")
+    desk.claim("ant", GOOD)
+    desk.confirm({candidate_id(A1): measured(1.5, cpu_s=5.0 * 1.3)})
+    assert verdicts(desk)[0].accepted and desk.state.champion == candidate_id(A1)
+
+
 def test_slowness_is_reckoned_from_the_baseline_along_the_line_of_champions() -> None:
     desk = ready("ant", "bee")
     both = edited(A1, B=1)

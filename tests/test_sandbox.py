@@ -6,7 +6,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from subprocess import Popen
 
@@ -16,7 +17,8 @@ from toy_task import eventually, is_running
 from node.sandbox import Box, Sandbox
 from node.sandbox.bare import Bare
 from node.sandbox.bwrap import Bwrap
-from node.sandbox.choice import best, choose_sandbox
+from node.sandbox.choice import best, choose_sandbox, starts
+from node.sandbox.landlock import Landlock, kernel_abi
 from swarm.errors import ConfigError
 from swarm.records import Limits
 
@@ -42,10 +44,29 @@ time.sleep(60)
 """
 
 
-def available(kind: type[Bare] | type[Bwrap]) -> Sandbox:
+def old_landlock() -> Landlock:
+    """Level 1 as the oldest kernel that has it gives it: Linux 5.13."""
+    return Landlock(abi=1)
+
+
+Kind = Callable[[], Sandbox]
+KINDS: tuple[Kind, ...] = (Bare, Landlock, old_landlock, Bwrap)
+
+
+@cache
+def lacks(kind: Kind) -> str:
+    """Why this machine has no sandbox of this kind; empty when it has."""
+    try:
+        starts(kind())
+    except (OSError, ValueError) as error:
+        return str(error)
+    return ""
+
+
+def available(kind: Kind) -> Sandbox:
     """A sandbox of this kind; skips the test where this machine has none."""
-    if kind is Bwrap and best().lacks:
-        pytest.skip(f"no bwrap here: {best().lacks}")
+    if lacks(kind):
+        pytest.skip(f"not here: {lacks(kind)}")
     return kind()
 
 
@@ -63,7 +84,7 @@ def nobody_left(process: Popen[bytes], within_s: float) -> bool:
 
 
 class TestSandboxContract:
-    @pytest.fixture(params=[Bare, Bwrap])
+    @pytest.fixture(params=KINDS)
     def sandbox(self, request: pytest.FixtureRequest) -> Sandbox:
         return available(request.param)
 
@@ -212,8 +233,8 @@ time.sleep(60)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux tells a child of its parent's death")
-@pytest.mark.parametrize("kind", [Bare, Bwrap])
-def test_a_trial_dies_with_its_owner(kind: type[Bare] | type[Bwrap], tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", [Bare, Landlock, Bwrap])
+def test_a_trial_dies_with_its_owner(kind: Kind, tmp_path: Path) -> None:
     name = available(kind).name
     root = Path(__file__).resolve().parent.parent
     argv = (sys.executable, "-c", OWNER, str(tmp_path), name)
@@ -234,9 +255,14 @@ def no_bwrap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     best.cache_clear()
 
 
+def next_best() -> str:
+    """What is left of a machine without bubblewrap."""
+    return "bare" if lacks(Landlock) else "landlock"
+
+
 @pytest.mark.usefixtures("no_bwrap")
-def test_without_bubblewrap_auto_is_bare_and_says_what_is_missing() -> None:
-    assert (choose_sandbox("auto").level, choose_sandbox("auto").name) == (0, "bare")
+def test_without_bubblewrap_auto_is_the_next_best_and_says_what_is_missing() -> None:
+    assert choose_sandbox("auto").name == next_best()
     assert "install bubblewrap" in best().lacks or "Linux" in best().lacks
 
 
@@ -252,7 +278,21 @@ def test_walls_that_do_not_stand_are_not_chosen(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     best.cache_clear()
     try:
-        assert choose_sandbox("auto").name == "bare"
+        assert choose_sandbox("auto").name == next_best()
         assert "No permissions" in best().lacks or "Linux" in best().lacks
     finally:
         best.cache_clear()
+
+
+def test_a_door_that_cannot_be_shut_is_no_fault_of_the_candidate(tmp_path: Path) -> None:
+    box = Box((sys.executable, "-c", ""), (tmp_path / "missing",), tmp_path, LIMITS)
+    with pytest.raises(OSError, match="missing"):
+        available(Landlock).start(box)
+
+
+def test_a_machine_says_which_landlock_it_has() -> None:
+    if lacks(Landlock):
+        with pytest.raises(ValueError, match="Landlock"):
+            kernel_abi()
+    else:
+        assert kernel_abi() >= 1

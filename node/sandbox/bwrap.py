@@ -8,23 +8,20 @@ NOT covered: faults of the kernel or of a GPU's driver; how much it writes to it
 when the node itself runs as root (the kernel exempts root from its limit of processes; the memory limit ends it).
 """
 
-import glob
 import os
 import shutil
-import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from subprocess import Popen
 
 from node.sandbox import Box
-from node.sandbox.bare import Bare, private
-from node.sandbox.init import SIGNALLED
+from node.sandbox.bare import FIRST, Bare, first, private
+from node.sandbox.needs import LIBRARIES, SYSTEM, gpu_devices, own, python_folders
 from node.sandbox.seccomp import seccomp_filter
+from node.sandbox.tell import Told, begun, files
 
-INIT = Path(__file__).with_name("init.py")
-INSIDE_INIT = "/init.py"
+INSIDE_FIRST = "/first.py"
 UID = "1000"  # inside; outside it is the node's own user, without any of its rights
 PROCESSES = 1024  # a data loader and a compiler with 16 workers of 30 threads each: 500
 TMPFS_BYTES = 2**30  # inductor's precompiled header alone needs more than 64 MB
@@ -32,34 +29,8 @@ ACCOUNTS = {
     "/etc/passwd": f"trial:x:{UID}:{UID}::/:/bin/sh\n".encode(),
     "/etc/group": f"trial:x:{UID}:\n".encode(),
 }
-SYSTEM = ("/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")  # links into /usr, or folders of their own
-LIBRARIES = ("/etc/ld.so.cache", "/etc/alternatives", "/sys/devices/system/cpu")
 OUTSIDE = ("SWARM_HOME",)  # for the process that builds the walls: a killed agent's trials are found by it
 INSIDE = ("LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES")
-GPU_DEVICES = ("/dev/nvidia*", "/dev/nvidia-caps/*", "/dev/dri/renderD*", "/dev/kfd")
-
-
-class Boxed(Popen[bytes]):
-    """A tree behind walls; the signal that ended its program comes back as it does without walls: as -signal."""
-
-    def poll(self) -> int | None:
-        """The exit code, if it has ended."""
-        super().poll()
-        return self._told()
-
-    def wait(self, timeout: float | None = None) -> int:
-        """The exit code."""
-        super().wait(timeout)
-        code = self._told()
-        assert code is not None, "it has ended"
-        return code
-
-    def _told(self) -> int | None:
-        code: int | None = self.returncode
-        if code is not None and SIGNALLED < code <= SIGNALLED + signal.NSIG:
-            self.returncode = SIGNALLED - code
-        result: int | None = self.returncode
-        return result
 
 
 class Bwrap:
@@ -87,24 +58,14 @@ class Bwrap:
         Raises:
             OSError: no such program, or the walls could not be built.
         """
-        told, ready = os.pipe()
-        try:
-            with _files(self._filter, *ACCOUNTS.values()) as (filter_fd, *accounts):
-                argv = (
-                    *(self._program, *_walls(), *_mounts(box), *_accounts(accounts), "--remount-ro", "/"),
-                    *("--seccomp", str(filter_fd), "--chdir", str(box.scratch), *_environment(box), "--"),
-                    *(sys.executable, "-I", "-S", INSIDE_INIT, str(ready), str(PROCESSES), "--", *box.argv),
-                )
+        with files(self._filter, *ACCOUNTS.values()) as descriptors:
+
+            def start(ready: int) -> Popen[bytes]:
                 outside = {name: os.environ[name] for name in OUTSIDE if name in os.environ} | dict(box.environment)
-                process = self._trees.launch(box, argv, outside, Boxed, (ready, filter_fd, *accounts))
-            os.close(ready)
-            ready = -1
-            self._stands(process, told)
-        finally:
-            os.close(told)
-            if ready >= 0:
-                os.close(ready)
-        return process
+                argv = self._command(box, ready, descriptors)
+                return self._trees.launch(box, argv, outside, Told, (ready, *descriptors))
+
+            return begun(start, self.kill)
 
     def kill(self, process: Popen[bytes]) -> None:
         """End the whole tree within a second and reap it. Harmless when it has ended already.
@@ -114,19 +75,13 @@ class Bwrap:
         """
         self._trees.kill(process)
 
-    def _stands(self, process: Popen[bytes], told: int) -> None:
-        """Wait until the program runs: what goes wrong before that is not the candidate's fault."""
-        with os.fdopen(os.dup(told), "rb") as note:
-            word = note.read()
-        if word == b"+":
-            return
-        self.kill(process)
-        log = process.stderr or process.stdout
-        said = word.removeprefix(b"+") or (log.read() if log else b"")
-        for pipe in (process.stdin, process.stdout, process.stderr):
-            if pipe is not None:
-                pipe.close()
-        raise OSError(f"the box could not be built: {said.decode('utf-8', 'replace').strip() or 'bwrap said nothing'}")
+    def _command(self, box: Box, ready: int, descriptors: list[int]) -> tuple[str, ...]:
+        filter_fd, *accounts = descriptors
+        return (
+            *(self._program, *_walls(), *_mounts(box), *_accounts(accounts), "--remount-ro", "/"),
+            *("--seccomp", str(filter_fd), "--chdir", str(box.scratch), *_environment(box), "--"),
+            *(*first(INSIDE_FIRST), f"nproc={PROCESSES}", f"ready={ready}", "--", *box.argv),
+        )
 
 
 def _walls() -> tuple[str, ...]:
@@ -142,7 +97,7 @@ def _walls() -> tuple[str, ...]:
 
 
 def _gpu() -> Iterator[str]:
-    devices = [path for pattern in GPU_DEVICES for path in glob.glob(pattern) if not os.path.isdir(path)]
+    devices = gpu_devices()
     for path in devices:
         yield from ("--dev-bind", path, path)
     if devices:  # the driver looks its devices up there
@@ -150,7 +105,7 @@ def _gpu() -> Iterator[str]:
 
 
 def _mounts(box: Box) -> Iterator[str]:
-    yield from ("--ro-bind", "/usr", "/usr", "--ro-bind", str(INIT), INSIDE_INIT)
+    yield from ("--ro-bind", "/usr", "/usr", "--ro-bind", str(FIRST), INSIDE_FIRST)
     for path in SYSTEM:
         if os.path.islink(path):
             yield from ("--symlink", os.readlink(path), path)
@@ -158,19 +113,11 @@ def _mounts(box: Box) -> Iterator[str]:
             yield from ("--ro-bind-try", path, path)
     for path in LIBRARIES:
         yield from ("--ro-bind-try", path, path)
-    python = {Path(sys.prefix), Path(sys.base_prefix), Path(sys.base_exec_prefix)}
-    shown = {path: False for path in python if not path.is_relative_to("/usr")}
-    shown |= {_own(path): False for path in box.readable} | {_own(box.scratch): True}
+    shown = {path: False for path in python_folders()}
+    shown |= {own(path): False for path in box.readable} | {own(box.scratch): True}
     for folder in sorted(shown):  # before what lies in it
         yield from _parents(folder)
         yield from ("--bind" if shown[folder] else "--ro-bind", str(folder), str(folder))
-
-
-def _own(path: Path) -> Path:
-    """A path that a candidate had no hand in: a link of its making would show it what it points to."""
-    if path.is_symlink():
-        raise OSError(f"{path} is a symbolic link; a box takes the folder itself")
-    return path.absolute()
 
 
 def _parents(path: Path) -> Iterator[str]:
@@ -190,18 +137,3 @@ def _environment(box: Box) -> Iterator[str]:
     path = {"PATH": f"{sys.prefix}/bin:{sys.base_prefix}/bin:/usr/local/bin:/usr/bin:/bin", "LOGNAME": "trial"}
     for name, value in {**ours, **path, **private(box), **box.environment}.items():
         yield from ("--setenv", name, value)
-
-
-@contextmanager
-def _files(*contents: bytes) -> Iterator[list[int]]:
-    """Bytes as descriptors that a child may read from their beginning."""
-    descriptors: list[int] = []
-    try:
-        for content in contents:
-            descriptors.append(os.memfd_create("box"))
-            os.write(descriptors[-1], content)
-            os.lseek(descriptors[-1], 0, os.SEEK_SET)
-        yield descriptors
-    finally:
-        for descriptor in descriptors:
-            os.close(descriptor)

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from node.sandbox import Box, Sandbox
 from node.sandbox.bare import Bare
 from node.sandbox.bwrap import Bwrap
+from node.sandbox.landlock import Landlock
 from swarm.errors import ConfigError
 from swarm.plugins import full_name, load_class
 from swarm.records import Limits
@@ -18,6 +19,7 @@ AUTO = "auto"
 SHORT_NAMES = {
     AUTO: "node.sandbox.bwrap:Bwrap",  # or less, where that does not start
     "bwrap": "node.sandbox.bwrap:Bwrap",
+    "landlock": "node.sandbox.landlock:Landlock",
     "bare": "node.sandbox.bare:Bare",
 }
 PROBE_S = 20.0  # an empty box takes 0.1 s on an idle machine
@@ -57,18 +59,22 @@ def choose_sandbox(use: str) -> Sandbox:
 
 @cache
 def best() -> Best:
-    """The best sandbox that starts an empty box here. Tried once per process."""
+    """The first of them, from the best down, that starts an empty box here. Tried once per process."""
     if not sys.platform.startswith("linux"):
         return Best(Bare, "walls need Linux; use Linux or WSL2")
-    try:
-        _try(Bwrap())
-    except (OSError, ValueError) as error:
-        return Best(Bare, str(error))
-    return Best(Bwrap, "")
+    lacks = ""
+    for kind in (Bwrap, Landlock):
+        try:
+            starts(kind())
+        except (OSError, ValueError) as error:
+            lacks += f"{'; ' if lacks else ''}{error}"
+        else:
+            return Best(kind, lacks)
+    return Best(Bare, lacks)
 
 
-def _try(sandbox: Sandbox) -> None:
-    """Start an empty box.
+def starts(sandbox: Sandbox) -> None:
+    """Start an empty box, and end it.
 
     Raises:
         OSError: it does not start.

@@ -67,6 +67,7 @@ def results(hidden: Path, port: int, nonce: str) -> dict[str, bool]:
     return {
         "no network": refused(lambda: socket.create_connection(("127.0.0.1", port), 1).close()),
         "no socket of another family": not any(family_opens(family) for family in FAMILIES),
+        "other files cannot be read": refused(lambda: open(hidden).close()),
         "other files are hidden": not hidden.exists() and not Path("/etc/shadow").exists(),
         "code cannot be written": refused(lambda: open(__file__, "a").close()),
         "Python cannot be written": refused(lambda: open(os.__file__, "r+").close()),

@@ -1,7 +1,9 @@
 """Which system calls a boxed process may not make, as a program for the kernel's filter (classic BPF).
 
-Owns the list and its compilation; pure, nothing is installed here. What is not listed is allowed: the namespaces are
+Owns the lists and their compilation; pure, nothing is installed here. What is not listed is allowed: the namespaces are
 the wall, and this closes what they leave open: the kernel's large and young doors, and the ways to make new namespaces.
+A filter that stands `alone`, without namespaces, also closes what they would have: what processes of one user may do to
+each other, what outlives a trial, and what Landlock does not look at.
 The order of a rule is the kernel's: the first that returns decides.
 """
 
@@ -12,9 +14,11 @@ from collections.abc import Iterator
 
 # struct seccomp_data: the call's number, the architecture, the instruction's address, six arguments of 8 bytes.
 NUMBER_AT, ARCHITECTURE_AT, ARGUMENT_AT = 0, 4, 16
-LOAD, EQUAL, AT_LEAST, ANY_BIT, RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
+LOAD, AND, EQUAL, AT_LEAST, ANY_BIT, RETURN = 0x20, 0x54, 0x15, 0x35, 0x45, 0x06
 ALLOW, KILL, ERRNO = 0x7FFF0000, 0x80000000, 0x00050000
 AF_UNIX = 1
+SOCK_TYPE, SOCK_STREAM, SOCK_SEQPACKET = 0xF, 1, 5
+O_ACCMODE, O_TRUNC = 0o3, 0o1000
 NEW_NAMESPACES = 0x7E020080  # CLONE_NEW{TIME,NS,CGROUP,UTS,IPC,USER,PID,NET}
 KEYSTROKES = (0x5412, 0x541C)  # TIOCSTI and TIOCLINUX type into somebody's terminal
 X32 = 0x40000000  # the same calls under other numbers
@@ -83,8 +87,72 @@ DENIED = {
 }
 CHECKED = {"clone": (56, 220), "clone3": (435, 435), "socket": (41, 198), "socketpair": (53, 199), "ioctl": (16, 29)}
 
+# --- alone, without namespaces ---
+DENIED_ALONE = {
+    # sockets of the machine, which are files or names that Landlock does not look at; a socketpair stays
+    "socket": (41, 198),
+    "connect": (42, 203),
+    "bind": (49, 200),
+    # memory and queues that outlive a trial
+    "shmget": (29, 194),
+    "shmat": (30, 196),
+    "shmctl": (31, 195),
+    "semget": (64, 190),
+    "semop": (65, 193),
+    "semtimedop": (220, 192),
+    "semctl": (66, 191),
+    "msgget": (68, 186),
+    "msgsnd": (69, 189),
+    "msgrcv": (70, 188),
+    "msgctl": (71, 187),
+    "mq_open": (240, 180),
+    "mq_unlink": (241, 181),
+    # files by their path, as far as Landlock (truncate: before its version 3) does not look
+    "truncate": (76, 45),
+    "chown": (92, NEVER),
+    "lchown": (94, NEVER),
+    "fchown": (93, 55),
+    "fchownat": (260, 54),
+    "setxattr": (188, 5),
+    "lsetxattr": (189, 6),
+    "fsetxattr": (190, 7),
+    "removexattr": (197, 14),
+    "lremovexattr": (198, 15),
+    "fremovexattr": (199, 16),
+    "inotify_add_watch": (254, 27),
+    # other processes of the same user
+    "ioprio_set": (251, 30),
+}
+# A copy of a file sets its mode and its times, and fails where it cannot: these do nothing, and say that all is well.
+IDLE_ALONE = {
+    "chmod": (90, NEVER),
+    "fchmod": (91, 52),
+    "fchmodat": (268, 53),
+    "utime": (132, NEVER),
+    "utimes": (235, NEVER),
+    "futimesat": (261, NEVER),
+    "utimensat": (280, 88),
+}
+# Of itself, which is 0, but of nobody else: the first argument is a process.
+OWN_ALONE = {
+    "prlimit64": (302, 261),
+    "sched_setaffinity": (203, 122),
+    "sched_setscheduler": (144, 119),
+    "sched_setparam": (142, 118),
+    "sched_setattr": (314, 274),
+}
+CHECKED_ALONE = {
+    "open": (2, NEVER),
+    "openat": (257, 56),
+    "openat2": (437, 437),
+    "kill": (62, 129),
+    "setpriority": (141, 140),
+}
+YOUNG = 452  # the first call of Linux 6.6; none from there on is needed, and some are the above under a new number
+EVERYBODY = 0xFFFFFFFF  # -1
 
-def seccomp_filter(machine: str = platform.machine()) -> bytes:
+
+def seccomp_filter(machine: str = platform.machine(), *, alone: bool = False) -> bytes:
     """The filter for a processor, ready for the kernel.
 
     Raises:
@@ -92,12 +160,12 @@ def seccomp_filter(machine: str = platform.machine()) -> bytes:
     """
     if machine not in ARCHITECTURES:
         raise ValueError(f"no system call filter for {machine}; it knows {', '.join(ARCHITECTURES)}")
-    return b"".join(_program(machine))
-
-
-def _program(machine: str) -> Iterator[bytes]:
     column = list(ARCHITECTURES).index(machine)
-    number = {name: numbers[column] for name, numbers in CHECKED.items()}
+    without = _without_namespaces(column) if alone else ()
+    return b"".join((*_head(machine, column), *without, *_always(column), _step(RETURN, ALLOW)))
+
+
+def _head(machine: str, column: int) -> Iterator[bytes]:
     yield _step(LOAD, ARCHITECTURE_AT)
     yield from _unless(EQUAL, ARCHITECTURES[machine], KILL)  # the 32-bit calls of the same kernel
     yield _step(LOAD, NUMBER_AT)
@@ -105,6 +173,10 @@ def _program(machine: str) -> Iterator[bytes]:
         yield from _when(AT_LEAST, X32, _refuse(errno.ENOSYS))
     for denied in DENIED.values():
         yield from _when(EQUAL, denied[column], _refuse(errno.EPERM))
+
+
+def _always(column: int) -> Iterator[bytes]:
+    number = {name: numbers[column] for name, numbers in CHECKED.items()}
     # Its flags lie behind a pointer, where no filter sees them; C libraries then fall back to clone.
     yield from _when(EQUAL, number["clone3"], _refuse(errno.ENOSYS))
     yield from _argument(number["clone"], 0, *_when(ANY_BIT, NEW_NAMESPACES, _refuse(errno.EPERM)))
@@ -113,7 +185,30 @@ def _program(machine: str) -> Iterator[bytes]:
     for request in KEYSTROKES:
         yield from _argument(number["ioctl"], 1, *_when(EQUAL, request, _refuse(errno.EPERM)), end=False)
         yield _step(LOAD, NUMBER_AT)
-    yield _step(RETURN, ALLOW)
+
+
+def _without_namespaces(column: int) -> Iterator[bytes]:
+    number = {name: numbers[column] for name, numbers in CHECKED_ALONE.items()}
+    no = _refuse(errno.EPERM)
+    yield from _when(AT_LEAST, YOUNG, _refuse(errno.ENOSYS))
+    for denied in DENIED_ALONE.values():
+        yield from _when(EQUAL, denied[column], no)
+    for idle in IDLE_ALONE.values():
+        yield from _when(EQUAL, idle[column], _refuse(0))
+    for own in OWN_ALONE.values():
+        yield from _argument(own[column], 0, *_unless(EQUAL, 0, no))
+    mine = (*_unless(EQUAL, 0, no), _step(LOAD, ARGUMENT_AT + 8), *_unless(EQUAL, 0, no))
+    yield from _argument(number["setpriority"], 0, *mine)
+    yield from _argument(number["kill"], 0, *_when(EQUAL, EVERYBODY, no))
+    # A datagram can be sent to any name.
+    streams = (_step(AND, SOCK_TYPE), _step(EQUAL, SOCK_STREAM, 2, 0), *_unless(EQUAL, SOCK_SEQPACKET, no))
+    yield from _argument(CHECKED["socketpair"][column], 1, *streams, end=False)
+    yield _step(LOAD, NUMBER_AT)
+    # Opened to read and cut at once: before its version 3 Landlock takes that for reading.
+    cut = (_step(AND, O_ACCMODE | O_TRUNC), *_when(EQUAL, O_TRUNC, no))
+    yield from _argument(number["open"], 1, *cut)
+    yield from _argument(number["openat"], 2, *cut)
+    yield from _when(EQUAL, number["openat2"], _refuse(errno.ENOSYS))
 
 
 def _step(code: int, value: int, if_true: int = 0, if_false: int = 0) -> bytes:

@@ -36,10 +36,11 @@ def check_choices(config: Config, task: Task, *, local: int) -> None:
             f'name one in {task.name}\'s task.toml ([transfer] scale = "depth=2") and set decision.transfer_seeds'
         )
     limit = config.nodes.trial_wall_s
-    if task.seconds > limit:
+    longest = task.seconds + task.compile_seconds
+    if longest > limit:
         raise ConfigError(
-            f"{task.name} trains for {task.seconds:g} s (budget.seconds), but nodes.trial_wall_s = {limit:g} kills "
-            f"every trial before; set it to {2 * task.seconds:g} or so, and stop.wall_minutes to hundreds of trainings"
+            f"{task.name} trains for {longest:g} s (budget.seconds), but nodes.trial_wall_s = {limit:g} kills "
+            f"every trial before; set it to {2 * longest:g} or so, and stop.wall_minutes to hundreds of trainings"
         )
 
 
@@ -47,7 +48,10 @@ def sandbox_words(use: str) -> str:
     """Which sandbox the nodes of this machine will use, and why it is no better one."""
     sandbox = sandboxes.choose_sandbox(use)
     lacks = sandboxes.best().lacks if use == sandboxes.AUTO else ""
-    why = f": NO WALLS, run only code that you trust ({lacks})" if lacks else ""
+    if sandbox.level == 0:
+        why = f": NO WALLS, run only code that you trust ({lacks})" if lacks else ": NO WALLS, as you chose"
+    else:
+        why = f" ({lacks})" if lacks else ""
     return f"sandbox {sandbox.name}, level {sandbox.level}{why}"
 
 

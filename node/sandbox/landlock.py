@@ -1,0 +1,111 @@
+"""Level 1: no walls of its own, but most doors shut, by the kernel's Landlock and a filter of system calls, on Linux.
+
+For where bubblewrap may not make namespaces, as in a container of default settings: this needs no privilege, no program
+and no setting. A tree can open the system's programs and libraries, this Python, what its Box names (to read) and its
+scratch; no socket, no queue or memory that other processes could share, nothing of other processes, no capability.
+
+NOT covered, beside what level 2 does not cover: that a file or a process exists can be seen, not what it holds. The
+end of the tree is brought about by us and not by the kernel; one that forks faster than it is killed may survive it.
+There is no /dev/shm, which torch's data loaders with several workers need. Modes and times of files cannot be changed:
+the calls return as if they had. Before Landlock's version 6 (Linux 6.12) other processes of the user can be signalled.
+"""
+
+import ctypes
+import errno
+import glob
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from subprocess import Popen, TimeoutExpired
+
+from node.sandbox import Box
+from node.sandbox.bare import REAP_S, Bare, first, inherited, private
+from node.sandbox.first import CREATE_RULESET
+from node.sandbox.needs import LIBRARIES, SYSTEM, gpu_devices, own, python_folders
+from node.sandbox.seccomp import seccomp_filter
+from node.sandbox.tell import Told, begun, files
+
+VERSION = 1  # a flag of the call that makes a ruleset: only say which version of Landlock this kernel has
+KNOWN = 6  # of later versions we use what the sixth had
+# What numerical libraries ask for when they start. Nothing of other processes: of those it has its own folder alone.
+MACHINE = ("/proc/cpuinfo", "/proc/meminfo", "/proc/stat", "/proc/loadavg", "/proc/sys/vm", "/proc/filesystems")
+DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
+END_S = 1.0
+
+
+class Landlock:
+    """Starts and ends process trees behind shut doors."""
+
+    level: int = 1
+    name: str = "landlock"
+
+    def __init__(self, abi: int = KNOWN) -> None:
+        """Ask the kernel; `abi` holds it to an older version than it has.
+
+        Raises:
+            ValueError: it has no Landlock, or this is a machine whose system calls we do not know.
+        """
+        self._abi = min(abi, kernel_abi(), KNOWN)
+        self._filter = seccomp_filter(alone=True)
+        self._trees = Bare()
+
+    def start(self, box: Box) -> Popen[bytes]:
+        """Start the tree.
+
+        Raises:
+            OSError: no such program, or a door could not be shut.
+        """
+        with files(self._filter) as (filter_fd,):
+
+            def start(ready: int) -> Popen[bytes]:
+                steps = (f"owner={os.getpid()}", f"ready={ready}", f"abi={self._abi}", f"filter={filter_fd}")
+                argv = (*first(), *steps, *_paths(box), "--", *box.argv)
+                environment = {**inherited(), **private(box), **box.environment}
+                return self._trees.launch(box, argv, environment, Told, (ready, filter_fd))
+
+            return begun(start, self.kill)
+
+    def kill(self, process: Popen[bytes]) -> None:
+        """End the whole tree within a second and reap it. Harmless when it has ended already.
+
+        Raises:
+            OSError: the kernel does not let go of it (a hung driver); the machine needs a person.
+        """
+        if process.poll() is None:  # its first process knows every orphan: let it end them all
+            with suppress(ProcessLookupError):
+                process.send_signal(signal.SIGTERM)
+            with suppress(TimeoutExpired):
+                process.wait(min(END_S, REAP_S))
+        self._trees.kill(process)
+
+
+def kernel_abi() -> int:
+    """The version of Landlock that this kernel has.
+
+    Raises:
+        ValueError: it has none.
+    """
+    if not sys.platform.startswith("linux"):
+        raise ValueError("Landlock is of Linux")
+    libc = ctypes.CDLL(None, use_errno=True)
+    version: int = libc.syscall(*(ctypes.c_long(number) for number in (CREATE_RULESET, 0, 0, VERSION)))
+    if version < 1:
+        code = ctypes.get_errno()
+        why = "was switched off at boot (add landlock to the lsm= of the kernel's command line)"
+        older = "is not in this kernel (Linux 5.13 or newer has it)"
+        raise ValueError(f"Landlock {why if code == errno.EOPNOTSUPP else older}: {os.strerror(code)}")
+    return version
+
+
+def _paths(box: Box) -> Iterator[str]:
+    system = [path for path in ("/usr", *SYSTEM, *LIBRARIES, *MACHINE) if os.path.exists(path)]
+    for path in (*system, *python_folders(), *(own(path) for path in box.readable)):
+        yield f"read={path}"
+    devices = gpu_devices()
+    for device in (*filter(os.path.exists, DEVICES), *devices):
+        yield f"device={device}"
+    if devices:  # the driver looks its devices up there
+        yield from (f"read={path}" for path in ("/sys", *glob.glob("/proc/driver/nvidia")))
+    yield f"write={own(box.scratch)}"
