@@ -179,11 +179,10 @@ def _scale(raw: _TaskFile, where: str) -> Scale | None:
         scale = parse_scale(raw.transfer.scale)
     except ValueError as error:
         raise TaskError(f"{where}: transfer.scale: {error}") from error
-    if scale is not None and scale.tokens > 1 and (not raw.budget.tokens or raw.budget.compile_seconds):
-        _refuse(
-            where,
-            f"transfer.scale = {str(scale)!r} needs a budget of tokens, not of seconds: the stream gets longer",
-        )
+    if scale is not None and raw.budget.compile_seconds:
+        _refuse(where, "transfer.scale needs a budget of tokens; with seconds that the runner holds, leave it out")
+    if scale is not None and scale.tokens > 1 and not raw.budget.tokens:
+        _refuse(where, f"transfer.scale = {str(scale)!r} needs budget.tokens: it is that stream which gets longer")
     return scale
 
 

@@ -245,4 +245,10 @@ def test_a_longer_stream_needs_a_stream(tmp_path: Path) -> None:
     folder = toy.printed_task(tmp_path / "printed")
     with (folder / "task.toml").open("a") as file:
         file.write('[transfer]\nscale = "tokens=3"\n')
-    assert "transfer.scale = 'tokens=3' needs a budget of tokens" in refusal(folder)
+    assert "transfer.scale = 'tokens=3' needs budget.tokens" in refusal(folder)
+
+
+def test_a_larger_scale_goes_with_a_budget_of_tokens_only(folder: Path) -> None:
+    edit(folder, 'scale = ""', 'scale = "depth=2"')
+    edit(folder, "tokens = 1300", "tokens = 1300\nseconds = 5\ncompile_seconds = 5")
+    assert "transfer.scale needs a budget of tokens" in refusal(folder)
