@@ -352,6 +352,7 @@ def _unmeasured(state: State, fact: Verdict) -> Claim | None:
 def _holdout(state: State, fact: HoldoutAnswered, at: float) -> None:
     """A claim that does not hold there counts as never accepted; its node hears of it as of any rejection."""
     state.holdout.setdefault((fact.candidate, fact.base), fact)
+    state.trial_s += max(0.0, fact.node_s)
     claim = state.accepted.get((fact.experiment, fact.base))
     if claim is None:
         return

@@ -287,12 +287,14 @@ def _purpose(history: History, purpose: Purpose) -> tuple[str, ...]:
 def _costs(history: History) -> str:
     spent = history.spent
     inside = sum(max(0.0, trial.ended_at - trial.started_at) for trial in history.trials.values())
+    there = sum(answer.node_s for answer in history.holdout_answers)
     cpu = sum(trial.outcome.cpu_s for trial in history.trials.values())
     return "\n".join(
         [
             "## Costs",
             "",
-            f"- Nodes inside trials: {inside / 3600:.2f} h; CPU time of training: {cpu / 3600:.2f} h.",
+            f"- Nodes inside trials: {inside / 3600:.2f} h; CPU time of training: {cpu / 3600:.2f} h; "
+            f"scoring on the holdout: {there / 3600:.2f} h.",
             f"- Proposals: {spent.input_tokens} tokens read, {spent.output_tokens} written, {spent.dollars:.2f} USD.",
         ]
     )

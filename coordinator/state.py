@@ -157,7 +157,7 @@ class State:
     final: list[Pair] = field(default_factory=list)
     final_failures: int = 0
     spent: Usage = field(default_factory=Usage)
-    trial_s: float = 0.0  # node time inside trials
+    trial_s: float = 0.0  # node time inside trials, and at scoring on the holdout
     trials: int = 0
     disturbances: dict[str, int] = field(default_factory=dict)  # per node, in a row
     disturbed_at: dict[str, float] = field(default_factory=dict)

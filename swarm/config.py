@@ -51,7 +51,7 @@ class Caps(_Section):
     tokens: int = Field(0, ge=0, le=_MOST)
     """Tokens read and written by proposers."""
     node_hours: float = Field(0.0, ge=0)
-    """Hours that nodes spent inside trials."""
+    """Hours that nodes spent inside trials, and at scoring on the holdout."""
 
 
 class Nodes(_Section):

@@ -472,6 +472,7 @@ class HoldoutAnswered:
     pairs: int  # scored there; of a Pair whose artifacts are gone nothing is known
     reason: str
     at: float
+    node_s: float = 0.0  # node time that the scoring took
     kind: Literal["holdout_answered"] = "holdout_answered"
 
     @property
