@@ -28,6 +28,8 @@ from swarm.records import (
     Outcome,
     Promotion,
     Screened,
+    ShamJudged,
+    ShamRaised,
     Spent,
     StudyFinished,
     StudyOpened,
@@ -102,6 +104,7 @@ def _claimed(state: State, fact: ClaimRaised, at: float) -> None:
         return
     state.experiments[fact.experiment].status = "claimed"
     where = state.platform_of(fact.node)
+    state.claimed_on.append(where)
     _open_claim(state, fact.experiment, fact.candidate, fact.base, fact.node, where, fact.claim_kind)
 
 
@@ -161,6 +164,22 @@ def _open_claim(
     noise = state.noise[platform]
     _stand_for(state, Claim(experiment, candidate, base, node, platform, noise, least, rule, kind, carried))
     state.answers.get(node, {}).pop(experiment, None)
+
+
+def _sham(state: State, fact: ShamRaised, at: float) -> None:
+    """A claim like any other to those who confirm it, without a node to be told of it."""
+    state.shams.append(fact)
+    state.files[fact.candidate] = fact.files
+    noise, least = state.noise[fact.platform], bar(state.campaign)
+    claim = Claim(fact.name, fact.candidate, fact.base, "", fact.platform, noise, least, state.rule, sham=fact.number)
+    state.claims[claim.key] = state.open_claims[claim.key] = claim
+
+
+def _sham_judged(state: State, fact: ShamJudged, at: float) -> None:
+    """It stays out of what is believed: no base rate, no noise, no landing."""
+    claim = state.open_claims.pop((fact.verdict.experiment, fact.verdict.base), None)
+    if claim is not None:
+        claim.verdict = fact.verdict
 
 
 def _stand_for(state: State, claim: Claim) -> None:
@@ -408,6 +427,8 @@ _HANDLERS: Mapping[type, Callable[[State, Any, float], None]] = {
     TrialFinished: _trial,
     TrialDisturbed: _disturbed,
     Verdict: _verdict,
+    ShamRaised: _sham,
+    ShamJudged: _sham_judged,
     HoldoutAnswered: _holdout,
     Promotion: _promoted,
     TransferChecked: _transfer,

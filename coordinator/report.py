@@ -27,6 +27,7 @@ from coordinator.wording import (
     percent,
     platforms,
     proxy,
+    shams,
     steps,
     table,
     words,
@@ -51,6 +52,7 @@ def report_md(history: History, *, notes: str = "", picture: str = "progress.png
         _promotions(history, line),
         _why_none(history) if not line else _refuted(history),
         _proxy(history),
+        _shams(history),
         _trials(history),
         _costs(history),
         _unverified(history, line),
@@ -262,6 +264,21 @@ def _proxy(history: History) -> str:
     return f"## Does screening predict confirmation?\n\n{told[:1].upper()}{told[1:]}. {limits}"
 
 
+def _shams(history: History) -> str:
+    """What the chain believed of edits that it made itself, and that change nothing."""
+    if not history.shams:
+        return ""
+    told = [
+        f"## Does the chain believe what is not so?\n\nShams: {shams(history)}. A sham is the champion with another "
+        "random stream, claimed by the coordinator and confirmed as any claim; it never lands."
+    ]
+    for sham in history.shams:
+        if sham.verdict.accepted:
+            told.append(f"Sham {sham.number}: {_verdict(sham.verdict)}")
+            told.append(_evidence(history, history.pairs(sham.verdict), "champion then", "sham"))
+    return "\n\n".join(told)
+
+
 # --- counts, costs, limits -------------------------------------------------------------------------------
 
 
@@ -311,6 +328,8 @@ def _limits(history: History, line: Sequence[Step]) -> Iterator[str]:
         yield f"The scores themselves: they are {SELF_REPORTED}, the candidate's own word."
     else:
         yield from _limits_of_audits(history)
+    if not history.shams:
+        yield "The chain itself: no sham edit, which changes nothing, was claimed and judged."
     kept = sum(experiment.status == "kept" for experiment in history.experiments)
     if kept:
         yield f"{count(kept, 'idea')} kept on a branch without a claim: one seed each, which is no evidence."

@@ -20,6 +20,7 @@ from swarm.records import (
     NodeInfo,
     Promotion,
     Purpose,
+    ShamRaised,
     StudyFinished,
     StudyOpened,
     TransferChecked,
@@ -63,6 +64,7 @@ class Claim:
     bar: float  # likewise
     rule: Rule  # likewise
     kind: ClaimKind = "gain"
+    sham: int = 0  # its number, if the coordinator raised it to audit itself; then there is no such experiment
     carried: bool = False  # by the coordinator, onto a champion that had moved; no longer anybody's branch tip
     pairs: list[Pair] = field(default_factory=list)
     drawn: Counter[str] = field(default_factory=Counter)  # node -> blocks that it was given for this claim
@@ -141,6 +143,8 @@ class State:
     block_of: dict[str, str] = field(default_factory=dict)  # trial -> block
     claims: dict[ClaimKey, Claim] = field(default_factory=dict)
     open_claims: dict[ClaimKey, Claim] = field(default_factory=dict)  # without a verdict, oldest first
+    claimed_on: list[str] = field(default_factory=list)  # the Platform of each claim that a node raised, in their order
+    shams: list[ShamRaised] = field(default_factory=list)
     latest: dict[str, Claim] = field(default_factory=dict)  # experiment -> the claim that stands for it now
     accepted: dict[ClaimKey, Claim] = field(default_factory=dict)  # on their way to the forge, oldest first
     transfers: dict[ClaimKey, Transfer] = field(default_factory=dict)

@@ -187,6 +187,12 @@ def proxy(history: History) -> str:
     return f"{told}; rank correlation {health.rho:+.2f}{alarm}"
 
 
+def shams(history: History) -> str:
+    """What the chain made of edits that change nothing."""
+    accepted = sum(sham.verdict.accepted for sham in history.shams)
+    return f"{len(history.shams)} tried, {accepted} accepted"
+
+
 def words(text: str, limit: int = 100) -> str:
     """Other people's text as one inert line, safe in a table cell."""
     shown = inline(text, limit).replace("www.", "www .")  # GitHub links a bare www. by itself

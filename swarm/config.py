@@ -97,6 +97,8 @@ class Decision(_Section):
     """Fresh seeds of the comparison of champion and baseline at the end."""
     cpu_ratio: float = Field(1.25, gt=0)
     """A candidate whose mean CPU time exceeds the baseline's by this factor is rejected."""
+    sham_share: float = Field(0.03, ge=0, le=0.2)
+    """Share of all claims that are sham edits: they change nothing but the random stream, and audit the chain."""
     transfer_seeds: int = Field(2, ge=0, le=20)
     """Fresh seeds on which each promotion is checked at the larger scale that its Task names; 0 = no check."""
     transfer_required: bool = False

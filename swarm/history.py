@@ -34,6 +34,8 @@ from swarm.records import (
     ProposalRefused,
     Purpose,
     Screened,
+    ShamJudged,
+    ShamRaised,
     Spent,
     StudyFinished,
     StudyOpened,
@@ -62,6 +64,8 @@ class History:
     experiments: tuple[Experiment, ...]
     promotions: tuple[Promotion, ...]
     holdout_answers: tuple[HoldoutAnswered, ...]
+    shams: tuple[ShamJudged, ...]
+    """Sham edits that the chain has judged; those of which no pair had run say nothing, and are left out."""
     trials: Mapping[str, TrialFinished]
     blocks: Mapping[str, BlockDrawn]
     nodes: Mapping[str, NodeInfo]
@@ -207,6 +211,7 @@ def history(facts: Iterable[Fact]) -> History:
         experiments=tuple(_experiments(told, files, over=bool(finished))),
         promotions=only(told, Promotion),
         holdout_answers=only(told, HoldoutAnswered),
+        shams=tuple(sham for sham in only(told, ShamJudged) if sham.verdict.pairs),
         trials={fact.trial: fact for fact in only(told, TrialFinished)},
         blocks={fact.block: fact for fact in only(told, BlockDrawn)},
         nodes={fact.node.uid: fact.node for fact in joined},
@@ -231,7 +236,7 @@ def _files(facts: Sequence[Fact]) -> dict[str, Files]:
             found.setdefault(fact.baseline, fact.files)
         elif isinstance(fact, ExperimentAdmitted):
             found.setdefault(fact.candidate, fact.proposal.files)
-        elif isinstance(fact, Carried):
+        elif isinstance(fact, Carried | ShamRaised):
             found.setdefault(fact.candidate, fact.files)
     return found
 

@@ -458,6 +458,41 @@ class Verdict:
 
 
 @dataclass(frozen=True)
+class ShamRaised:
+    """The coordinator claims an edit that changes nothing but the random stream, to see what its own chain believes."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+    number: int
+    claim: int  # of a node, counted from 1, after which it was drawn
+    name: str  # in the place of an experiment, in blocks and trials
+    candidate: str
+    base: str  # the champion that it was made of
+    files: Files
+    platform: str
+    at: float
+    kind: Literal["sham_raised"] = "sham_raised"
+
+    @property
+    def key(self) -> str:
+        return f"sham:{self.number}"
+
+
+@dataclass(frozen=True)
+class ShamJudged:
+    """What the chain made of a sham. An acceptance is a false one, and known to be; it never lands."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+    number: int
+    verdict: Verdict  # as for any claim; without pairs where the champion moved first
+    at: float
+    kind: Literal["sham_judged"] = "sham_judged"
+
+    @property
+    def key(self) -> str:
+        return f"sham_judged:{self.number}"
+
+
+@dataclass(frozen=True)
 class HoldoutAnswered:
     """The one answer that the holdout split gave about an accepted tree. The scores behind it are kept nowhere."""
 
@@ -597,6 +632,8 @@ Fact = Annotated[
     | ClaimRaised
     | Carried
     | Verdict
+    | ShamRaised
+    | ShamJudged
     | HoldoutAnswered
     | Promotion
     | TransferChecked
