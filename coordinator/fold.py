@@ -162,7 +162,7 @@ def _open_claim(
     simpler = kind == "simplification"
     rule, least = (not_worse(state.rule), NOT_WORSE_BAR) if simpler else (state.rule, bar(state.campaign))
     noise = state.noise[platform]
-    _stand_for(state, Claim(experiment, candidate, base, node, platform, noise, least, rule, kind, carried))
+    _stand_for(state, Claim(experiment, candidate, base, node, platform, noise, least, rule, kind, carried=carried))
     state.answers.get(node, {}).pop(experiment, None)
 
 
