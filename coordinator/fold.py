@@ -12,11 +12,12 @@ from statistics import fmean
 from typing import Any
 
 from coordinator.reproduction import LARGEST_GAIN, NOT_WORSE_BAR, Noise, bar, not_worse
-from coordinator.state import SET_ASIDE, Claim, Drawn, Experiment, Pair, State, Transfer
+from coordinator.state import SET_ASIDE, Claim, Drawn, Experiment, Pair, Recheck, State, Transfer
 from swarm.records import (
     BlockDrawn,
     BlockLost,
     Carried,
+    ChampionRechecked,
     ClaimKind,
     ClaimRaised,
     CoordinatorStarted,
@@ -196,6 +197,9 @@ def _drawn(state: State, fact: BlockDrawn, at: float) -> None:
     state.leased.setdefault(fact.node, {})[fact.block] = drawn
     state.drawn_for[fact.node] += 1
     state.block_of.update(dict.fromkeys(fact.trials, fact.block))
+    if fact.purpose == "recheck":
+        for champion in set(fact.candidates) - {fact.reference}:
+            state.rechecks.setdefault((champion, fact.reference), Recheck()).drawn += 1
     for experiment in fact.experiments:
         claim = state.claims.get((experiment, fact.reference))
         if fact.purpose == "transfer":
@@ -231,7 +235,7 @@ def _trial(state: State, fact: TrialFinished, at: float) -> None:
         _settle(state, drawn)
     if fact.purpose == "calibrate":
         _calibrate(state, fact)
-    elif fact.purpose in ("confirm", "transfer", "final"):
+    elif fact.purpose in ("confirm", "transfer", "recheck", "final"):
         _pair_up(state, drawn, fact)
 
 
@@ -286,6 +290,8 @@ def _add_pair(state: State, block: BlockDrawn, candidate: TrialFinished, champio
     pair = _pair(state, candidate, champion, ours, theirs)
     for claim in claims:
         claim.pairs.append(pair)
+    if block.purpose == "recheck":
+        state.rechecks.setdefault((candidate.candidate, block.reference), Recheck()).pairs.append(pair)
     if final:
         state.final.append(pair)
 
@@ -402,6 +408,10 @@ def _transfer(state: State, fact: TransferChecked, at: float) -> None:
         _answer(state, claim.node, fact.experiment, f"rejected: {fact.reason}")
 
 
+def _rechecked(state: State, fact: ChampionRechecked, at: float) -> None:
+    state.rechecked.append(fact)
+
+
 def _spent(state: State, fact: Spent, at: float) -> None:
     state.spent = state.spent + fact.usage
 
@@ -432,6 +442,7 @@ _HANDLERS: Mapping[type, Callable[[State, Any, float], None]] = {
     HoldoutAnswered: _holdout,
     Promotion: _promoted,
     TransferChecked: _transfer,
+    ChampionRechecked: _rechecked,
     Spent: _spent,
     Trouble: _trouble,
     StudyFinished: _finished,

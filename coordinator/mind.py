@@ -14,6 +14,7 @@ from coordinator.fold import absorb
 from coordinator.holdout import Gate, asked_of, landing, released
 from coordinator.leases import BLOCKS_IN_VAIN, Leases, Presence, in_vain
 from coordinator.merging import carry
+from coordinator.rechecks import rechecked
 from coordinator.reproduction import Accepted, Rejected, Undecided, decide, paired_interval, rejected_for, rule_for
 from coordinator.shams import judged, raised
 from coordinator.state import SET_ASIDE, Claim, ClaimKey, Drawn, State
@@ -115,6 +116,8 @@ class Mind:
         actions: list[Action] = [*self._membership(now), *self._lost_blocks(now), *self._admissions(now)]
         actions += [*self._verdicts(now), *self._shams(now)]
         actions += [*checked(self.state, self.config.decision, now), *self._promotions(now)]
+        if (compared := rechecked(self.state, self.config.decision, now)) is not None:
+            actions.append(compared)
         return actions or self._leases(now) or self._ending(now)
 
     def _membership(self, now: float) -> Iterator[Action]:

@@ -27,6 +27,7 @@ from coordinator.wording import (
     percent,
     platforms,
     proxy,
+    recheck,
     shams,
     steps,
     table,
@@ -50,6 +51,7 @@ def report_md(history: History, *, notes: str = "", picture: str = "progress.png
         f"**Note.** {notes.strip()}" if notes.strip() else "",
         _final(history, line),
         _promotions(history, line),
+        _rechecks(history),
         _why_none(history) if not line else _refuted(history),
         _proxy(history),
         _shams(history),
@@ -200,6 +202,16 @@ def _outcome(history: History, trial: TrialFinished | None) -> str:
     if failure is not None:
         return f"failed: {failure.reason}"
     return numbers(history).score(score_of(trial)) if trial else "did not finish"
+
+
+def _rechecks(history: History) -> str:
+    if not history.rechecks:
+        return ""
+    told = ["## Champions against earlier champions", "Fresh seeds, drawn on the way; they decide nothing."]
+    for found in history.rechecks:
+        told.append(f"After {recheck(history, found)}.")
+        told.append(_evidence(history, history.pairs(found), "champion before", "champion"))
+    return "\n\n".join(told)
 
 
 # --- what did not work -----------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from coordinator.reproduction import Campaign, Noise, Rule
 from swarm.records import (
     BlockDrawn,
+    ChampionRechecked,
     ClaimKind,
     Direction,
     ExperimentAdmitted,
@@ -104,6 +105,14 @@ class Transfer:
 
 
 @dataclass
+class Recheck:
+    """A champion against an earlier one: what was measured so far."""
+
+    pairs: list[Pair] = field(default_factory=list)
+    drawn: int = 0
+
+
+@dataclass
 class Drawn:
     """A block and what has come of it."""
 
@@ -148,6 +157,8 @@ class State:
     latest: dict[str, Claim] = field(default_factory=dict)  # experiment -> the claim that stands for it now
     accepted: dict[ClaimKey, Claim] = field(default_factory=dict)  # on their way to the forge, oldest first
     transfers: dict[ClaimKey, Transfer] = field(default_factory=dict)
+    rechecks: dict[tuple[str, str], Recheck] = field(default_factory=dict)  # by champion and ancestor
+    rechecked: list[ChampionRechecked] = field(default_factory=list)
     answers: dict[str, dict[str, str]] = field(default_factory=dict)  # node -> experiment -> what came of its claim
     answered: Counter[str] = field(default_factory=Counter)  # node -> how often that changed
     verdicts: int = 0

@@ -20,7 +20,7 @@ from pydantic import ConfigDict, Discriminator
 
 STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 
-Purpose = Literal["calibrate", "reference", "screen", "confirm", "transfer", "final", "reproduce"]
+Purpose = Literal["calibrate", "reference", "screen", "confirm", "transfer", "recheck", "final", "reproduce"]
 Direction = Literal["minimize", "maximize"]
 Mark = Literal["transfers", "fades", "reverses", "unknown"]
 ClaimKind = Literal["gain", "simplification"]  # it is better; or it has less code and is not worse by a margin
@@ -566,6 +566,29 @@ class TransferChecked:
 
 
 @dataclass(frozen=True)
+class ChampionRechecked:
+    """The champion against the champion of some promotions before, on fresh seeds. It is told, and decides nothing."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+    number: int  # of the promotion that made it due
+    champion: str  # as of that promotion
+    ancestor: str
+    published: float  # the gains published along the line between them, summed up
+    gain: float | None  # mean paired gain; None with fewer than two pairs
+    low: float | None  # of its 95 % interval
+    high: float | None
+    pairs: int
+    evidence: tuple[str, ...]  # trial ids, ancestor and champion alternating
+    reason: str
+    at: float
+    kind: Literal["champion_rechecked"] = "champion_rechecked"
+
+    @property
+    def key(self) -> str:
+        return f"rechecked:{self.number}"
+
+
+@dataclass(frozen=True)
 class Spent:
     """Tokens and money that a researcher spent on proposals since its last report of this kind."""
 
@@ -637,6 +660,7 @@ Fact = Annotated[
     | HoldoutAnswered
     | Promotion
     | TransferChecked
+    | ChampionRechecked
     | Spent
     | Trouble
     | StudyFinished,

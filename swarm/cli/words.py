@@ -6,6 +6,7 @@ from swarm.records import (
     BlockDrawn,
     BlockLost,
     Carried,
+    ChampionRechecked,
     ClaimRaised,
     CoordinatorStarted,
     ExperimentAdmitted,
@@ -119,6 +120,9 @@ class Teller:
                 return f"PROMOTED {self._experiment(fact.experiment)}: {kind}pull request {fact.request}"
             case TransferChecked():
                 return f"scaled  {self._experiment(fact.experiment)}: {fact.reason}"
+            case ChampionRechecked():
+                gain = "" if fact.gain is None else f" ({fact.gain:+.4f})"
+                return f"recheck champion of promotion {fact.number} against {fact.ancestor[:8]}{gain}: {fact.reason}"
             case Spent():
                 tokens = fact.usage.input_tokens + fact.usage.output_tokens
                 return f"spent {fact.usage.dollars:.4f} dollars, {tokens} tokens"
