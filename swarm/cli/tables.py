@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from coordinator.wording import Step, count, direction, duration, holdout, numbers, proxy, shams, steps
+from coordinator.wording import Step, count, demotion, direction, duration, holdout, numbers, proxy, shams, steps
 from swarm.cli.words import plain
 from swarm.history import Experiment, History, Pair, Status, failure_of, score_of
 from swarm.proxy import proxy_health
@@ -51,8 +51,10 @@ def _answers(name: str, told: History) -> Iterator[tuple[str, str]]:
         return
     yield "score", f"{told.metric}, {direction(told)}{', self-reported' if told.self_reported else ''}"
     yield "champion", _champion(told)
-    if told.promotions:
+    if told.line:
         yield "gain", _gain(told)
+    for found in told.demotions[-1:]:
+        yield "demoted", demotion(told, found)
     yield "ideas", _ideas(told)
     yield "trials", _trials(told)
     yield "nodes", _nodes(told)

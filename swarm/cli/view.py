@@ -149,9 +149,9 @@ def _node_row(presence: Presence, state: State, typical: float) -> tuple[str, st
 
 
 def _champion(state: State) -> Text:
-    if not state.promotions:
+    if not state.line:
         return Text("champion: the baseline")
-    last = state.promotions[-1]
+    last = state.line[-1]
     experiment = state.experiments[last.experiment]
     gain = sum(claim.verdict.effect for claim in promoted_claims(state) if claim.verdict)
     text = f"champion: experiment {experiment.number} ({experiment.admitted.proposal.hypothesis}), "
@@ -159,8 +159,8 @@ def _champion(state: State) -> Text:
 
 
 def promoted_claims(state: State) -> list[Claim]:
-    """The claims behind the promotions, in their order."""
-    return [state.claims[(p.experiment, p.base)] for p in state.promotions if (p.experiment, p.base) in state.claims]
+    """The claims behind the promotions that stand, in their order."""
+    return [state.claims[(p.experiment, p.base)] for p in state.line if (p.experiment, p.base) in state.claims]
 
 
 def _claims(claims: list[Claim], state: State) -> Table:
