@@ -660,7 +660,7 @@ class StudyFinished:
     low: float | None
     high: float | None
     pairs: int
-    busy: float  # share of node time between first and last trial spent inside trials
+    busy: float  # share of node time between first and last trial spent inside trials or scoring on the holdout
     at: float
     kind: Literal["study_finished"] = "study_finished"
 

@@ -112,9 +112,10 @@ def _nodes(told: History) -> str:
 
 def _cost(told: History) -> str:
     tokens = told.spent.input_tokens + told.spent.output_tokens
-    hours = sum(trial.ended_at - trial.started_at for trial in told.trials.values()) / 3600
+    inside = sum(trial.ended_at - trial.started_at for trial in told.trials.values())
+    hours = (inside + sum(answer.node_s for answer in told.holdout_answers)) / 3600
     money = f", {tokens:,} tokens, {told.spent.dollars:.2f} dollars" if tokens or told.spent.dollars else ""
-    return f"{hours:.2g} node-hours in trials{money}"
+    return f"{hours:.2g} node-hours in trials and at the holdout{money}"
 
 
 # --- one experiment --------------------------------------------------------------------------------------
