@@ -112,6 +112,7 @@ TINY["COMPILE"] = False
 
 
 # ======== Tiers: which constants, device, precision and kernel.
+STARTED = time.perf_counter()
 TIER = "cpu"
 DEVICE = torch.device("cpu")
 # bf16 where this CPU multiplies it natively: 4.6x the fp32 rate, while emulated bf16 is slower than fp32. Asked of the
@@ -187,10 +188,7 @@ def previous(x: Tensor, first: float = 0.0) -> Tensor:
 
 @lru_cache(maxsize=4)
 def rotation(length: int) -> tuple[Tensor, Tensor]:
-    """Cosine and signed sine of rotary positions (RoPE, arXiv 2104.09864), [T, 1, HEAD_DIM].
-
-    They turn pairs of channels by an angle that grows with the position.
-    """
+    """Cosine and signed sine by which channels turn in pairs (RoPE, arXiv 2104.09864), [T, 1, HEAD_DIM]."""
     frequencies = ROPE_BASE ** -(torch.arange(0, HEAD_DIM, 2) / HEAD_DIM)
     angles = torch.outer(torch.arange(length), frequencies)[:, None, :]
     cos, sin = angles.cos(), angles.sin()
@@ -199,14 +197,12 @@ def rotation(length: int) -> tuple[Tensor, Tensor]:
 
 @lru_cache(maxsize=4)
 def attention_bias(length: int) -> Tensor:
-    """What is added to the attention logits, [heads, T, T]: -inf for the future, with ALIBI a slope for the past.
-
-    Rotary positions are not trusted beyond what they were trained on: nothing further back than SEQ_LEN is seen (-1 %).
-    """
+    """What is added to the attention logits, [heads, T, T]: -inf for the future, with ALIBI a slope for the past."""
     position = torch.arange(length)
     distance = position[:, None] - position[None, :]
     heads = WIDTH // HEAD_DIM
     slopes = SLOPE * 4.0 ** -torch.arange(heads) if ALIBI else torch.zeros(heads)
+    # Rotary positions are not trusted beyond what they were trained on: nothing before the last SEQ_LEN is seen (-1 %).
     unseen = (distance < 0) | (distance >= (length if ALIBI else SEQ_LEN))
     return (-slopes[:, None, None] * distance).masked_fill(unseen, -math.inf).to(DEVICE, DTYPE)
 
@@ -467,8 +463,8 @@ class TailAverage:
 
     @torch.no_grad()
     def keep(self) -> None:
-        for p, average in zip(self.weights, self.average, strict=bool(self.average)):
-            p.copy_(average)
+        if self.average:
+            torch._foreach_copy_(self.weights, self.average)
 
 
 # ======== Data.
@@ -548,9 +544,6 @@ def to_device(tokens: Tensor) -> Tensor:
 
 
 # ======== Training.
-STARTED = time.perf_counter()
-
-
 class Clock:
     """How much of the budget is used, in batches and in seconds."""
 
@@ -793,10 +786,7 @@ def scores(model: GPT, corpus: Path | None, operations_per_s: float) -> dict[str
 
 
 def flops(model: GPT, tokens: int) -> float:
-    """Operations of training on `tokens`: 6 per weight of a matrix and token, and the visible part of attention.
-
-    Borders of documents are not counted: shorter ones need less.
-    """
+    """Operations of training on `tokens`: 6 per weight of a matrix and token, and attention without borders."""
     weights = sum(module.weight.numel() for module in model.modules() if isinstance(module, nn.Linear))
     visible = sum(window - window**2 / (2 * SEQ_LEN) for window in model.windows(SEQ_LEN))
     return tokens * (6.0 * weights + 12.0 * WIDTH * visible)
