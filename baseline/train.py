@@ -753,7 +753,7 @@ def prepared() -> Path:
     return corpus / "train"
 
 
-SCORED = {"cpu": (256, 65536), "gpu": (2048, 1048576), "tiny": (256, 8192)}  # context and tokens, as the task says
+SCORED = {"cpu": (256, 65536), "gpu": (2048, 524288), "tiny": (256, 8192)}  # context and tokens, as the task says
 
 
 @torch.no_grad()
