@@ -429,7 +429,7 @@ class Optimizer:
         self.muon(MATRIX_LR * scale)
 
     def muon(self, lr: float) -> None:
-        """Momentum with orthogonalised steps (Jordan et al. 2024). Adam instead, at its best of five step sizes: +0.7 %."""
+        """Momentum with orthogonalised steps (Jordan et al. 2024). Adam, the best of 5 step sizes: +0.7 %."""
         for stack, momentum in self.stacks:
             gradients = torch.stack([lying(p.grad) for p in stack])
             momentum.lerp_(gradients, 1 - MOMENTUM)
