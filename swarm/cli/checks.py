@@ -10,6 +10,7 @@ from pathlib import Path
 from node import proposers
 from node.sandbox import choice as sandboxes
 from swarm.config import Config
+from swarm.corpus import MANIFEST
 from swarm.errors import ConfigError, PrerequisiteError
 from swarm.task import Task
 from swarm.trust import level_needed
@@ -31,6 +32,11 @@ def check_choices(config: Config, task: Task, *, local: int) -> None:
     else:
         proposers.check_name(config.proposer.use)
         sandboxes.check_name(config.nodes.sandbox)
+    if config.nodes.data and not (Path(config.nodes.data) / MANIFEST).is_file():
+        raise ConfigError(
+            f"nodes.data = {config.nodes.data!r} holds no prepared data (no {MANIFEST}): name a folder that the task's "
+            "prepare command made, or leave it empty"
+        )
     if config.decision.transfer_required and (task.scale is None or not config.decision.transfer_seeds):
         raise ConfigError(
             f"decision.transfer_required promotes only what was checked at a larger scale, and nothing would be: "

@@ -154,7 +154,7 @@ def run_study(
             console.print(sandbox_words(used.nodes.sandbox), highlight=False, markup=False)
         if task.has_data:
             console.print("preparing the data (once)", highlight=False)
-        data = prepare_data(task, task_folder, "", Path(".cache") / "data")
+        data = prepare_data(task, task_folder, used.nodes.data, Path(".cache") / "data")
         prepared = (str(data.folder.absolute()), data.fingerprint) if data else ("", "")
         study = Study(found.folder, found.name, used, task, task_folder.absolute(), *prepared, task_file)
         machines = _machines(found.folder, used, local, port, host)
