@@ -28,6 +28,7 @@ from swarm.records import (
 )
 
 LINE = 160
+IDEA = 60  # of a hypothesis where more is to be said: what happened must not fall off the line
 
 
 class Teller:
@@ -62,7 +63,7 @@ class Teller:
             case ExperimentAdmitted():
                 return self._admitted(fact)
             case ProposalRefused():
-                return f"refused on {self._node(fact.node)}: {fact.hypothesis} ({fact.reason})"
+                return f"refused on {self._node(fact.node)}: {_short(fact.hypothesis)} ({fact.reason})"
             case TrialFinished():
                 return self._trial(fact)
             case _:
@@ -134,10 +135,14 @@ class Teller:
         return f"trial   {where}: failed, {fact.outcome.reason}: {fact.outcome.message}"
 
     def _experiment(self, idea: str) -> str:
-        return f"experiment {self._numbers.get(idea, '?')} ({self._hypotheses.get(idea, idea[:8])})"
+        return f"experiment {self._numbers.get(idea, '?')} ({_short(self._hypotheses.get(idea, idea[:8]))})"
 
     def _node(self, uid: str) -> str:
         return self._nodes.get(uid, uid[:8])
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= IDEA else f"{text[: IDEA - 1]}…"
 
 
 def plain(text: str) -> str:
