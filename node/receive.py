@@ -84,15 +84,15 @@ def data_for(
     own = prepare_data(task, folder, setup.data, home)
     if own is None or wanted in ("", own.fingerprint):
         return own
-    differs = f"{own.folder} has fingerprint {own.fingerprint[:12]}, the study's data {wanted[:12]}"
+    differs = f"its own data has fingerprint {own.fingerprint[:12]}, the study's {wanted[:12]}"
     try:
         data = receive_data(fetch, wanted, received)
     except NotReceived as error:
-        where = f"copy {setup.data} of the coordinator's machine to the same path here"
-        advice = f"{where}, or set nodes.data to a folder that both machines see, and join again"
-        tell(f"{differs}: scores compare only under one, so this node's are kept apart; {error}; {advice}")
+        copy = f"copy {setup.data} of the coordinator's machine to the same path here"
+        advice = f"{copy}, or set nodes.data to a folder that both machines see, and join again"
+        tell(f"{differs}: scores compare only under one, so its own are kept apart ({error}); {advice}")
         return own
-    tell(f"{differs}: this node received the study's and works with that, in {received}")
+    tell(f"{differs}: it received the study's and works with that, in {received}")
     return data
 
 

@@ -51,6 +51,26 @@ def check_choices(config: Config, task: Task, *, local: int) -> None:
         )
 
 
+def check_text(folder: Path, task: Task) -> None:
+    """Refuse data with less text than is scored and, for the audit, one window that is not.
+
+    Raises:
+        ConfigError: which split it is, and what would fit.
+    """
+    if task.score != "answers":
+        return
+    for split in ("val", "holdout"):
+        tokens = folder / split / "tokens.bin"
+        there = tokens.stat().st_size // 2 if tokens.is_file() else 0  # uint16
+        if there <= task.val_tokens + task.window:
+            fits = there // 2 // task.window * task.window
+            mend = f"set budget.val_tokens to {fits} or less in {task.name}'s task.toml, or " if fits else ""
+            raise ConfigError(
+                f"{folder}: the {split} split has {there} tokens, too few to score {task.val_tokens} of them and audit "
+                f"with {task.window} more: {mend}give the source more text"
+            )
+
+
 def sandbox_words(use: str) -> str:
     """Which sandbox the nodes of this machine will use, and why it is no better one."""
     sandbox = sandboxes.choose_sandbox(use)
