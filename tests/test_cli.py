@@ -192,7 +192,7 @@ def test_log_for_programs_holds_the_facts_themselves(place: Place) -> None:
 def test_log_of_what_was_rejected_says_why(place: Place) -> None:
     lines = place.swarm("log", "--rejected", "-n", "0").out.splitlines()
     dropped = place.one("dropped")
-    assert any(f"dropped experiment {dropped.number} ({dropped.hypothesis[:50]}" in line for line in lines)
+    assert any(f"dropped experiment {dropped.number} ({dropped.hypothesis[:40]}" in line for line in lines)
     assert not any(f"experiment {place.champion.number} (" in line for line in lines)
     facts = [fact_from_json(line) for line in place.swarm("log", "--rejected", "--json", "-n", "0").out.splitlines()]
     assert len(facts) == len(lines)

@@ -27,8 +27,8 @@ from swarm.records import (
     Verdict,
 )
 
-LINE = 160
-IDEA = 60  # of a hypothesis where more is to be said: what happened must not fall off the line
+LINE = 200  # a verdict with its effect, interval and evidence
+IDEA = 48  # of a hypothesis where more is to be said: what happened must not fall off the line
 
 
 class Teller:
@@ -44,7 +44,7 @@ class Teller:
         return [line for fact in facts if (line := self.line(fact))]
 
     def line(self, fact: Fact) -> str:
-        """One line, cut to a terminal's width; empty for facts that only matter to machines."""
+        """One line, cut where it is too long to read; empty for facts that only matter to machines."""
         line = plain(self._tell(fact))
         return line if len(line) <= LINE else f"{line[: LINE - 1]}…"
 
