@@ -311,7 +311,7 @@ def main() -> int:
     arguments = _parser().parse_args()
     out: Path = arguments.out.resolve()
     source = arguments.source
-    if source.startswith("text:"):
+    if source.startswith("text:") and source != "text:":
         source = f"text:{Path(source.removeprefix('text:')).expanduser().resolve()}"
     cache = (arguments.cache or out.parent / "downloads").resolve()
     workers, part_bytes = max(1, arguments.workers), max(1, arguments.part_bytes)

@@ -613,7 +613,6 @@ def losses(model: GPT, steps: Batches, loss_of: LossOf = plain_loss, clock: Cloc
 
 def save(model: GPT, out: Path) -> None:
     """Leave the artifact that `load` reads."""
-    out.mkdir(parents=True, exist_ok=True)
     torch.save(model.state_dict(), out / "model.pt")
     if TIER != "cpu":
         (out / "tier.txt").write_text(TIER)
@@ -698,8 +697,9 @@ def main() -> None:
         meta = json.loads((data / "meta.json").read_text())
         waits = arguments.seconds and number_in(arguments.budget) is None
         steps = None if waits else read_batches(arguments, data, meta)
+        arguments.out.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:
-        stop(f"{error} (--data is the train folder that prepare.py makes)", 2)
+        stop(f"{error} (--data is the train folder that prepare.py makes, --out a folder for the model)", 2)
     try:
         told = trial(arguments, data, meta, steps)
     except RuntimeError as error:  # torch's word for a CPU that ran out of memory, and the base of a GPU's

@@ -322,7 +322,7 @@ class Mind:
         rules = (
             (
                 state.elapsed_s(now) >= 60 * (stop.wall_minutes - stop.final_minutes),
-                f"wall time of {stop.wall_minutes:g} minutes",
+                f"wall time of {stop.wall_minutes:g} minutes, {stop.final_minutes:g} of them for the last comparison",
             ),
             (0 < stop.promotions <= len(state.promotions), f"{stop.promotions} promotions"),
             (0 < stop.trials <= state.trials, f"{stop.trials} trials"),

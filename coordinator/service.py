@@ -8,11 +8,13 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 from coordinator.belief import Border
 from coordinator.forges import Forge
+from coordinator.handout import piece_of
 from coordinator.lineage import Lineage
 from coordinator.mind import Mind, Promote
 from coordinator.press import LEADERBOARD, pages
@@ -119,6 +121,7 @@ class Service:
             heal=self.heal,
             clock=self.clock,
             lost_after_s=config.nodes.lost_after_s,
+            piece=partial(piece_of, self.study.data),
         )
 
     @property

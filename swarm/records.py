@@ -651,6 +651,27 @@ class Admission:
 
 
 @dataclass(frozen=True)
+class PieceWanted:
+    """What a node lacks of the study's prepared data; asked in every report until it comes."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+    path: str  # in the folder of that data
+    offset: int
+
+
+@dataclass(frozen=True)
+class Piece:
+    """The answer: a part of one file, which may come twice."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+    path: str
+    offset: int
+    size: int  # of the whole file
+    packed: bytes  # zlib
+    refused: str = ""  # why it can not be had, in words
+
+
+@dataclass(frozen=True)
 class Orders:
     """Coordinator to agent, one call."""
 
@@ -663,6 +684,7 @@ class Orders:
     holdout: Mapping[str, str] = field(default_factory=dict)  # kept trials to score there now: trial -> its artifact
     release: tuple[str, ...] = ()  # kept trials whose artifacts nobody will ask for any more
     drain: bool = False  # finish nothing new, stop what runs, keep offering what is spooled
+    piece: Piece | None = None  # of prepared data, as the last report wanted
 
 
 @dataclass(frozen=True)
@@ -695,6 +717,7 @@ class Report:
     holdout: Mapping[str, Outcome] = field(default_factory=dict)  # answers by trial: never facts, never written down
     ready: bool = True  # False while it prepares data; its Platform is not known yet
     drained: bool = False
+    wants: PieceWanted | None = None  # while it receives data
 
 
 @dataclass(frozen=True)
@@ -712,7 +735,7 @@ class Setup:
     sandbox: str = "auto"
     level_needed: int = 0  # below this sandbox level a node runs nothing, unless its owner trusts the code
     data: str = ""  # a folder with prepared data, used where it exists; else the node prepares its own
-    fingerprint: str = ""  # of the coordinator's data; a node whose own differs is told so
+    fingerprint: str = ""  # of the coordinator's data; a node whose own differs is told so, and receives it
     threads: int = 1
     wall_limit_s: float = 300.0
     memory_mb: int = 4096

@@ -305,7 +305,7 @@ def test_what_goes_wrong_is_told_in_the_last_line(
     done = train(code, corpus, tmp_path / "out", 0, stream)
     assert done.returncode == exit_code
     assert told in done.stderr.splitlines()[-1]
-    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "out" / "model.pt").exists()
 
 
 def by_hand(out: Path, *arguments: object) -> dict[str, float]:
@@ -389,6 +389,13 @@ def test_running_out_of_memory_names_what_to_lower(corpus: Path, stream: Path, t
     done = train(code, corpus, tmp_path / "out", 0, stream)
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith("train: out of memory: lower BATCH (now 8)")
+
+
+def test_a_model_that_would_have_no_place_is_refused_before_it_is_trained(corpus: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    done = run(BASELINE / "train.py", "--data", corpus / "train", "--out", tmp_path / "file", "--budget", "4096")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "--out a folder for the model" in done.stderr and done.stderr.count("\n") == 1
 
 
 def test_a_trained_model_writes(artifact: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from node import proposers
 from node.sandbox import choice as sandboxes
 from swarm.config import Config
+from swarm.corpus import MANIFEST
 from swarm.errors import ConfigError, PrerequisiteError
 from swarm.task import Task
 from swarm.trust import level_needed
@@ -31,6 +32,11 @@ def check_choices(config: Config, task: Task, *, local: int) -> None:
     else:
         proposers.check_name(config.proposer.use)
         sandboxes.check_name(config.nodes.sandbox)
+    if config.nodes.data and not (Path(config.nodes.data) / MANIFEST).is_file():
+        raise ConfigError(
+            f"nodes.data = {config.nodes.data!r} holds no prepared data (no {MANIFEST}): name a folder that the task's "
+            "prepare command made, or leave it empty"
+        )
     if config.decision.transfer_required and (task.scale is None or not config.decision.transfer_seeds):
         raise ConfigError(
             f"decision.transfer_required promotes only what was checked at a larger scale, and nothing would be: "
@@ -43,6 +49,26 @@ def check_choices(config: Config, task: Task, *, local: int) -> None:
             f"{task.name} trains for {longest:g} s (budget.seconds), but nodes.trial_wall_s = {limit:g} kills "
             f"every trial before; set it to {2 * longest:g} or so, and stop.wall_minutes to hundreds of trainings"
         )
+
+
+def check_text(folder: Path, task: Task) -> None:
+    """Refuse data with less text than is scored and, for the audit, one window that is not.
+
+    Raises:
+        ConfigError: which split it is, and what would fit.
+    """
+    if task.score != "answers":
+        return
+    for split in ("val", "holdout"):
+        tokens = folder / split / "tokens.bin"
+        there = tokens.stat().st_size // 2 if tokens.is_file() else 0  # uint16
+        if there <= task.val_tokens + task.window:
+            fits = there // 2 // task.window * task.window
+            mend = f"set budget.val_tokens to {fits} or less in {task.name}'s task.toml, or " if fits else ""
+            raise ConfigError(
+                f"{folder}: the {split} split has {there} tokens, too few to score {task.val_tokens} of them and audit "
+                f"with {task.window} more: {mend}give the source more text"
+            )
 
 
 def sandbox_words(use: str) -> str:

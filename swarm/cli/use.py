@@ -138,7 +138,7 @@ def _find_claimed(place: Path, identity: str) -> Claimed:
 
 def _workshop(task: Task, folder: Path, scratch: Path, config: Config, trust: bool, console: Console) -> Workshop:
     sandbox, threads = choose_sandbox("auto", 0 if trust else level_needed(config)), config.nodes.threads
-    data = prepare_data(task, folder, "", Path(".cache") / "data")
+    data = prepare_data(task, folder, config.nodes.data, Path(".cache") / "data")
     platform = platform_of(task, data.fingerprint if data else "", threads)
     console.print(f"platform: {platform.device}; {platform.software}; data {platform.data[:12]}", highlight=False)
     return Workshop(task, folder, data, sandbox, scratch, threads)

@@ -27,7 +27,8 @@ from swarm.records import (
     Verdict,
 )
 
-LINE = 160
+LINE = 200  # a verdict with its effect, interval and evidence
+IDEA = 48  # of a hypothesis where more is to be said: what happened must not fall off the line
 
 
 class Teller:
@@ -43,7 +44,7 @@ class Teller:
         return [line for fact in facts if (line := self.line(fact))]
 
     def line(self, fact: Fact) -> str:
-        """One line, cut to a terminal's width; empty for facts that only matter to machines."""
+        """One line, cut where it is too long to read; empty for facts that only matter to machines."""
         line = plain(self._tell(fact))
         return line if len(line) <= LINE else f"{line[: LINE - 1]}…"
 
@@ -62,7 +63,7 @@ class Teller:
             case ExperimentAdmitted():
                 return self._admitted(fact)
             case ProposalRefused():
-                return f"refused on {self._node(fact.node)}: {fact.hypothesis} ({fact.reason})"
+                return f"refused on {self._node(fact.node)}: {_short(fact.hypothesis)} ({fact.reason})"
             case TrialFinished():
                 return self._trial(fact)
             case _:
@@ -134,10 +135,14 @@ class Teller:
         return f"trial   {where}: failed, {fact.outcome.reason}: {fact.outcome.message}"
 
     def _experiment(self, idea: str) -> str:
-        return f"experiment {self._numbers.get(idea, '?')} ({self._hypotheses.get(idea, idea[:8])})"
+        return f"experiment {self._numbers.get(idea, '?')} ({_short(self._hypotheses.get(idea, idea[:8]))})"
 
     def _node(self, uid: str) -> str:
         return self._nodes.get(uid, uid[:8])
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= IDEA else f"{text[: IDEA - 1]}…"
 
 
 def plain(text: str) -> str:
