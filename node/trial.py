@@ -8,12 +8,10 @@ At isolation level 0 the folders below are a convention that a candidate may bre
 """
 
 import errno
-import fcntl
 import math
 import os
 import secrets
 import shutil
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -25,9 +23,10 @@ import numpy as np
 
 from node.audit import Audit
 from node.data import Data, write_documents, write_stream
-from node.processes import MARK, kill_marked
+from node.processes import MARK
 from node.sandbox import Box, Sandbox
 from node.scoring import Split, bits_per_byte, hash_artifact, printed_score, read_questions
+from node.scratch import new_home, sweep_scratch
 from node.watch import Phase, TrialFailed, Watch, check_exit, running
 from swarm.errors import TaskError
 from swarm.records import (
@@ -43,7 +42,6 @@ from swarm.records import (
 )
 from swarm.task import Task, bundle, command, editable_only, read_frozen, unbundle
 
-PREFIX = "trial-"
 READY = "ready"  # the file in --out by which a trial with a budget in seconds asks for its tokens
 GRACE_S = 2.0  # a trial paces itself to end within its seconds; this long after them it is killed
 FULL_DISK_BYTES = 16 * 2**20  # below this a candidate that failed gets no blame
@@ -146,7 +144,7 @@ def _settled(trial: "_Trial", work: Callable[[Path], Measurement]) -> TrialRun:
     outcome: Outcome
     try:
         sweep_scratch(workshop.scratch)
-        with _home(workshop.scratch) as home:
+        with new_home(workshop.scratch) as home:
             outcome = work(home)
     except TrialFailed as failed:
         outcome = failed.failure(trial.cpu_s)
@@ -374,69 +372,3 @@ def _is_still(artifact: Path, identity: str) -> bool:
         return hash_artifact(artifact) == identity
     except TrialFailed:
         return False
-
-
-# --- scratch ---------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _home(scratch: Path) -> Iterator[Path]:
-    """A new folder for one Trial, locked while it is in use and gone afterwards."""
-    scratch.mkdir(parents=True, exist_ok=True)
-    home = Path(tempfile.mkdtemp(prefix=PREFIX, dir=scratch.resolve()))
-    lock = os.open(home, os.O_RDONLY)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield home
-    finally:
-        remove(home)
-        os.close(lock)
-
-
-def sweep_scratch(scratch: Path) -> None:
-    """End and remove what Trials of killed owners left. Folders in use are locked, and left alone."""
-    if not scratch.is_dir():
-        return
-    for home in scratch.resolve().glob(PREFIX + "*"):
-        with suppress(BlockingIOError, FileNotFoundError), _locked(home):
-            kill_marked(str(home))
-            remove(home)
-
-
-@contextmanager
-def _locked(home: Path) -> Iterator[None]:
-    lock = os.open(home, os.O_RDONLY)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    finally:
-        os.close(lock)
-
-
-def remove(home: Path) -> None:
-    """Remove a folder, also where a candidate took our permissions away. What stays is swept at the next start.
-
-    A candidate's folders may lie deeper than a path is long, or than Python recurses: each is moved up here first.
-    """
-    waiting = [home]
-    while waiting:
-        folder = waiting.pop()
-        with suppress(OSError):
-            os.chmod(folder, 0o700)
-            for entry in list(os.scandir(folder)):
-                with suppress(OSError):
-                    if entry.is_dir(follow_symlinks=False):
-                        waiting.append(_move_up(Path(entry.path), home))
-                    else:
-                        os.unlink(entry.path)
-            if folder != home:
-                os.rmdir(folder)
-    with suppress(OSError):
-        os.rmdir(home)
-
-
-def _move_up(folder: Path, home: Path) -> Path:
-    above = home / secrets.token_hex(8)
-    os.chmod(folder, 0o700)  # who may not write to a folder may not move it
-    os.rename(folder, above)
-    return above
