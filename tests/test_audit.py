@@ -212,8 +212,9 @@ def shipped_outcome(shipped: Workshop, purpose: Purpose, seed: int, *edits: tupl
     return shipped_run(shipped, purpose, seed, *edits).outcome
 
 
-FP32 = ("DTYPE, DTYPE_REASON = pick_dtype()", 'DTYPE, DTYPE_REASON = torch.float32, "chosen"')
-BF16 = ("DTYPE, DTYPE_REASON = pick_dtype()", 'DTYPE, DTYPE_REASON = torch.bfloat16, "chosen"')
+CHOICE = "DTYPE = torch.bfloat16 if NATIVE else torch.float32"
+FP32 = (CHOICE, "DTYPE = torch.float32")
+BF16 = (CHOICE, "DTYPE = torch.bfloat16")
 SMEAR, BIGRAM = ("SMEAR = False", "SMEAR = True"), ("BIGRAM = False", "BIGRAM = True")
 ALIBI, WIDER = ("ALIBI = False", "ALIBI = True"), ("WIDTH = 64 ", "WIDTH = 96 ")
 

@@ -209,7 +209,7 @@ def test_seed_decides_every_bit(artifact: Path, corpus: Path, stream: Path, tmp_
 def test_every_token_is_a_target_once() -> None:
     module = load_file(BASELINE / "train.py", "candidate")
     stream = np.arange(1, 2049, dtype="<u2")
-    steps = module.batches(stream, bos=0)
+    steps = module.Batches(stream, bos=0)
     targets = torch.cat([targets.flatten() for _, targets in steps])
     assert sorted(targets.tolist()) == stream.tolist()
     assert all(torch.equal(targets - 1, inputs) for inputs, targets in steps)  # each input is the token before
@@ -235,7 +235,7 @@ def test_every_switch_trains_and_no_position_sees_the_future(constants: Mapping[
     torch.manual_seed(0)
     tokens = np.fromfile(corpus / "train" / "tokens.bin", dtype="<u2")[:4096]
     model = module.GPT(VOCAB)
-    losses = list(module.losses(model, module.batches(tokens, VOCAB - 1)))
+    losses = list(module.losses(model, module.Batches(tokens, VOCAB - 1)))
     assert np.isfinite(losses).all()
     assert losses[0] == pytest.approx(np.log(VOCAB), abs=0.02)
     question = torch.from_numpy(windows(corpus, 2, 256).astype(np.int64))
@@ -256,7 +256,7 @@ def test_the_loss_by_hand_is_the_cross_entropy_of_what_the_model_predicts(softca
     model, tokens, targets = module.GPT(VOCAB), torch.randint(VOCAB, (2, 64)), torch.randint(VOCAB, (2, 64))
     torch.nn.init.normal_(model.head.weight)  # far from the start, where no logit is near the cap
     expected = torch.nn.functional.cross_entropy(model(tokens).flatten(0, 1), targets.flatten())
-    by_hand = module.HeadLoss.apply(model.stream(tokens).flatten(0, 1), model.head.weight, targets.flatten())
+    by_hand = module.CappedLoss.apply(model.logits(tokens).flatten(0, 1), targets.flatten())
     torch.testing.assert_close(by_hand, expected)
     parameters = [model.head.weight, model.token.weight]
     torch.testing.assert_close(
@@ -282,7 +282,7 @@ def test_longer_training_learns(corpus: Path) -> None:
     module = load_file(BASELINE / "train.py", "candidate")
     torch.manual_seed(0)
     losses = list(
-        module.losses(module.GPT(VOCAB), module.batches(module.read_stream("40k", corpus / "train", 0), 1024))
+        module.losses(module.GPT(VOCAB), module.Batches(module.read_stream("40k", corpus / "train", 0), 1024))
     )
     assert losses[-1] < losses[0] - 1.5
 
