@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +38,7 @@ ARTIFACT_BYTES = 512 * 2**20
 
 Split = Literal["val", "holdout"]
 Logits = NDArray[np.float32]
+Bits = NDArray[np.float64]
 Tokens = NDArray[np.uint16]
 
 
@@ -49,13 +50,6 @@ class Questions:
     targets: Tokens  # [rows, window]; inputs, one token later
     spare: Tokens  # [at most as many, window]; what follows the scored text in the split, itself never scored
     token_bytes: NDArray[np.int64]  # [vocabulary]; 0 for tokens that stand for no text, and are not scored
-
-
-class Tally(NamedTuple):
-    """Bits that were needed, bytes of text that they told."""
-
-    bits: float
-    bytes: int
 
 
 @lru_cache(maxsize=2)
@@ -85,28 +79,46 @@ def read_questions(folder: Path, split: Split, window: int, tokens: int) -> Ques
 # --- answers ---------------------------------------------------------------------------------------------
 
 
-def bits_per_byte(watch: Watch, questions: Questions, keep: Callable[[Logits], None] = lambda logits: None) -> float:
-    """Ask a running `score.py` about every window and score its answers; `keep` sees them first, in their order.
+def token_bits(watch: Watch, questions: Questions, keep: Callable[[Logits], None] = lambda logits: None) -> Bits:
+    """Ask a running `score.py` about every window: the bits that it needs for each target, [rows, window].
+
+    `keep` sees the answers before the arithmetic overwrites them, in their order.
 
     Raises:
         TrialFailed: it ended, hung, answered something else than it was asked, or its predictions are not finite.
     """
-    bits, text = 0.0, 0
+    found = []
     for inputs, targets in _frames(questions):
         logits = ask(watch, inputs, len(questions.token_bytes))
         keep(logits)
-        tally = score_logits(logits.reshape(targets.size, -1), targets.ravel(), questions.token_bytes)
-        bits, text = bits + tally.bits, text + tally.bytes
+        found.append(surprise(logits.reshape(targets.size, -1), targets.ravel()).reshape(targets.shape))
     finish(watch)
-    if not text:
+    return np.concatenate(found)
+
+
+def bits_per_byte(bits: Bits, questions: Questions) -> float:
+    """The score: bits for the targets that stand for text, over the bytes of that text.
+
+    Raises:
+        TrialFailed: a token that came had no probability.
+        OSError: the split has no text.
+    """
+    lengths = questions.token_bytes[questions.targets]
+    if not lengths.any():
         raise OSError("the scored tokens stand for no text; prepare the data again")
-    return bits / text
+    needed = float(bits[lengths > 0].sum())
+    if not np.isfinite(needed):
+        raise TrialFailed("candidate", "nan", "it gave a token that came a probability of 0")
+    return needed / int(lengths.sum())
 
 
-def score_logits(logits: Logits, targets: Tokens, token_bytes: NDArray[np.int64]) -> Tally:
-    """Bits for the targets that stand for text. `logits` is [n, vocabulary] and is overwritten.
+def surprise(logits: Logits, targets: Tokens) -> Bits:
+    """Bits for each target, infinite where it had no probability. `logits` is [n, vocabulary] and is overwritten.
 
     exp in float32, relative to the row's maximum, is good to 1e-7 of a probability; everything after it is float64.
+
+    Raises:
+        TrialFailed: the logits are not finite.
     """
     bits = np.empty(len(targets))
     for start in range(0, len(targets), BLOCK):
@@ -119,11 +131,7 @@ def score_logits(logits: Logits, targets: Tokens, token_bytes: NDArray[np.int64]
         chosen = block[np.arange(len(block)), wanted].astype(np.float64)
         np.exp(block, out=block)
         bits[start : start + BLOCK] = (np.log(block.sum(axis=1, dtype=np.float64)) - chosen) / np.log(2)
-    lengths = token_bytes[targets]
-    needed = float(bits[lengths > 0].sum())
-    if not np.isfinite(needed):
-        raise TrialFailed("candidate", "nan", "it gave a token that came a probability of 0")
-    return Tally(needed, int(lengths.sum()))
+    return bits
 
 
 def _frames(questions: Questions) -> Iterator[tuple[Tokens, Tokens]]:
