@@ -12,11 +12,12 @@ from statistics import fmean
 from typing import Any
 
 from coordinator.reproduction import LARGEST_GAIN, NOT_WORSE_BAR, Noise, bar, not_worse
-from coordinator.state import SET_ASIDE, Claim, Drawn, Experiment, Pair, State, Transfer
+from coordinator.state import SET_ASIDE, Claim, Drawn, Experiment, Pair, Recheck, State, Transfer
 from swarm.records import (
     BlockDrawn,
     BlockLost,
     Carried,
+    ChampionRechecked,
     ClaimKind,
     ClaimRaised,
     CoordinatorStarted,
@@ -28,6 +29,8 @@ from swarm.records import (
     Outcome,
     Promotion,
     Screened,
+    ShamJudged,
+    ShamRaised,
     Spent,
     StudyFinished,
     StudyOpened,
@@ -102,6 +105,7 @@ def _claimed(state: State, fact: ClaimRaised, at: float) -> None:
         return
     state.experiments[fact.experiment].status = "claimed"
     where = state.platform_of(fact.node)
+    state.claimed_on.append(where)
     _open_claim(state, fact.experiment, fact.candidate, fact.base, fact.node, where, fact.claim_kind)
 
 
@@ -159,8 +163,24 @@ def _open_claim(
     simpler = kind == "simplification"
     rule, least = (not_worse(state.rule), NOT_WORSE_BAR) if simpler else (state.rule, bar(state.campaign))
     noise = state.noise[platform]
-    _stand_for(state, Claim(experiment, candidate, base, node, platform, noise, least, rule, kind, carried))
+    _stand_for(state, Claim(experiment, candidate, base, node, platform, noise, least, rule, kind, carried=carried))
     state.answers.get(node, {}).pop(experiment, None)
+
+
+def _sham(state: State, fact: ShamRaised, at: float) -> None:
+    """A claim like any other to those who confirm it, without a node to be told of it."""
+    state.shams.append(fact)
+    state.files[fact.candidate] = fact.files
+    noise, least = state.noise[fact.platform], bar(state.campaign)
+    claim = Claim(fact.name, fact.candidate, fact.base, "", fact.platform, noise, least, state.rule, sham=fact.number)
+    state.claims[claim.key] = state.open_claims[claim.key] = claim
+
+
+def _sham_judged(state: State, fact: ShamJudged, at: float) -> None:
+    """It stays out of what is believed: no base rate, no noise, no landing."""
+    claim = state.open_claims.pop((fact.verdict.experiment, fact.verdict.base), None)
+    if claim is not None:
+        claim.verdict = fact.verdict
 
 
 def _stand_for(state: State, claim: Claim) -> None:
@@ -177,6 +197,9 @@ def _drawn(state: State, fact: BlockDrawn, at: float) -> None:
     state.leased.setdefault(fact.node, {})[fact.block] = drawn
     state.drawn_for[fact.node] += 1
     state.block_of.update(dict.fromkeys(fact.trials, fact.block))
+    if fact.purpose == "recheck":
+        for champion in set(fact.candidates) - {fact.reference}:
+            state.rechecks.setdefault((champion, fact.reference), Recheck()).drawn += 1
     for experiment in fact.experiments:
         claim = state.claims.get((experiment, fact.reference))
         if fact.purpose == "transfer":
@@ -212,7 +235,7 @@ def _trial(state: State, fact: TrialFinished, at: float) -> None:
         _settle(state, drawn)
     if fact.purpose == "calibrate":
         _calibrate(state, fact)
-    elif fact.purpose in ("confirm", "transfer", "final"):
+    elif fact.purpose in ("confirm", "transfer", "recheck", "final"):
         _pair_up(state, drawn, fact)
 
 
@@ -267,6 +290,8 @@ def _add_pair(state: State, block: BlockDrawn, candidate: TrialFinished, champio
     pair = _pair(state, candidate, champion, ours, theirs)
     for claim in claims:
         claim.pairs.append(pair)
+    if block.purpose == "recheck":
+        state.rechecks.setdefault((candidate.candidate, block.reference), Recheck()).pairs.append(pair)
     if final:
         state.final.append(pair)
 
@@ -352,6 +377,7 @@ def _unmeasured(state: State, fact: Verdict) -> Claim | None:
 def _holdout(state: State, fact: HoldoutAnswered, at: float) -> None:
     """A claim that does not hold there counts as never accepted; its node hears of it as of any rejection."""
     state.holdout.setdefault((fact.candidate, fact.base), fact)
+    state.trial_s += max(0.0, fact.node_s)
     claim = state.accepted.get((fact.experiment, fact.base))
     if claim is None:
         return
@@ -382,6 +408,10 @@ def _transfer(state: State, fact: TransferChecked, at: float) -> None:
         _answer(state, claim.node, fact.experiment, f"rejected: {fact.reason}")
 
 
+def _rechecked(state: State, fact: ChampionRechecked, at: float) -> None:
+    state.rechecked.append(fact)
+
+
 def _spent(state: State, fact: Spent, at: float) -> None:
     state.spent = state.spent + fact.usage
 
@@ -407,9 +437,12 @@ _HANDLERS: Mapping[type, Callable[[State, Any, float], None]] = {
     TrialFinished: _trial,
     TrialDisturbed: _disturbed,
     Verdict: _verdict,
+    ShamRaised: _sham,
+    ShamJudged: _sham_judged,
     HoldoutAnswered: _holdout,
     Promotion: _promoted,
     TransferChecked: _transfer,
+    ChampionRechecked: _rechecked,
     Spent: _spent,
     Trouble: _trouble,
     StudyFinished: _finished,

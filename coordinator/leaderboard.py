@@ -23,6 +23,7 @@ from coordinator.wording import (
     numbers,
     percent,
     platforms,
+    recheck,
     steps,
     table,
     transfer,
@@ -71,6 +72,8 @@ def _header(history: History, line: Sequence[Step]) -> str:
         f"- **Noise:** {_noise(history)}",
         f"- **Platforms compared:** {' · '.join(platforms(history)) or 'none yet'}",
     ]
+    if history.rechecks:
+        lines_.append(f"- **Against an earlier champion:** {recheck(history, history.rechecks[-1])}")
     if history.self_reported:
         lines_.append(
             f"- **Scores are {SELF_REPORTED.upper()}:** the candidate's own word, as this task asks for; not checked."

@@ -9,6 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
 
+from coordinator.rechecks import owed as owed_recheck
+from coordinator.rechecks import wants_pair
 from coordinator.state import Claim, State
 from coordinator.transfer import owed
 from swarm.config import Config
@@ -58,8 +60,8 @@ class Leases:
         )
 
     def for_exploration(self) -> list[BlockDrawn]:
-        """While ideas are being tried: what measures the noise, what confirms claims, and then what checks transfer."""
-        return [*self._calibrations(), *self._confirmations(), *self._transfers()]
+        """While ideas are being tried: what measures the noise, what confirms claims, then what checks champions."""
+        return [*self._calibrations(), *self._confirmations(), *self._rechecks(), *self._transfers()]
 
     def for_holdout(self, claim: Claim) -> list[BlockDrawn]:
         """A fresh Pair of an accepted claim, as the artifacts of earlier ones are gone."""
@@ -165,7 +167,16 @@ class Leases:
                 seen.add(claim.candidate)
                 yield claim
 
-    # --- transfer ---
+    # --- champions ---
+
+    def _rechecks(self) -> Iterator[BlockDrawn]:
+        """One pair at a time, as a check of transfer."""
+        due = owed_recheck(self._state, self._config.decision)
+        if due is None or not wants_pair(due.of(self._state), self._config.decision):
+            return
+        if not any(drawn.fact.purpose == "recheck" for drawn in self._state.outstanding.values()):
+            for uid in self._least_used(due.platform)[:1]:
+                yield self._draw(uid, "recheck", due.ancestor, [due.champion], [])
 
     def _transfers(self) -> Iterator[BlockDrawn]:
         """One pair at a time, on a node that nothing else of ours needs; it would be exploring."""

@@ -14,7 +14,9 @@ from coordinator.fold import absorb
 from coordinator.holdout import Gate, asked_of, landing, released
 from coordinator.leases import BLOCKS_IN_VAIN, Leases, Presence, in_vain
 from coordinator.merging import carry
+from coordinator.rechecks import rechecked
 from coordinator.reproduction import Accepted, Rejected, Undecided, decide, paired_interval, rejected_for, rule_for
+from coordinator.shams import judged, raised
 from coordinator.state import SET_ASIDE, Claim, ClaimKey, Drawn, State
 from coordinator.transfer import awaits_check, checked
 from swarm.config import Config
@@ -112,7 +114,10 @@ class Mind:
         if self.state.opened is None or self.state.finished is not None:
             return []
         actions: list[Action] = [*self._membership(now), *self._lost_blocks(now), *self._admissions(now)]
-        actions += [*self._verdicts(now), *checked(self.state, self.config.decision, now), *self._promotions(now)]
+        actions += [*self._verdicts(now), *self._shams(now)]
+        actions += [*checked(self.state, self.config.decision, now), *self._promotions(now)]
+        if (compared := rechecked(self.state, self.config.decision, now)) is not None:
+            actions.append(compared)
         return actions or self._leases(now) or self._ending(now)
 
     def _membership(self, now: float) -> Iterator[Action]:
@@ -180,7 +185,16 @@ class Mind:
             for experiment in drawn.fact.experiments
         }
         claims = self.state.open_claims.values()
-        return [fact for claim in claims if (fact := self._verdict(claim, claim.key in in_flight, now)) is not None]
+        told = ((claim, self._verdict(claim, claim.key in in_flight, now)) for claim in claims)
+        return [
+            judged(claim, fact, now) if claim.sham and isinstance(fact, Verdict) else fact
+            for claim, fact in told
+            if fact is not None
+        ]
+
+    def _shams(self, now: float) -> Iterator[Fact]:
+        if not self.stop_reason(now):
+            yield from raised(self.state, self.config.decision.sham_share, now)
 
     def _verdict(self, claim: Claim, in_flight: bool, now: float) -> Fact | None:
         if claim.candidate == claim.base:
@@ -288,6 +302,8 @@ class Mind:
 
     def _carried(self, claim: Claim, now: float) -> Fact | str:
         files, champion = self.state.files, self.state.champion
+        if claim.sham:
+            return "the champion moved before a pair of it had run"
         carried = carry(claim.experiment, files[claim.base], files[claim.candidate], files[champion], champion, now)
         if claim.kind == "simplification" and isinstance(carried, Carried):
             return carried if is_simpler(carried.files, files[champion]) else "the moved champion has as little code"

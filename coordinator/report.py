@@ -27,6 +27,8 @@ from coordinator.wording import (
     percent,
     platforms,
     proxy,
+    recheck,
+    shams,
     steps,
     table,
     words,
@@ -49,8 +51,10 @@ def report_md(history: History, *, notes: str = "", picture: str = "progress.png
         f"**Note.** {notes.strip()}" if notes.strip() else "",
         _final(history, line),
         _promotions(history, line),
+        _rechecks(history),
         _why_none(history) if not line else _refuted(history),
         _proxy(history),
+        _shams(history),
         _trials(history),
         _costs(history),
         _unverified(history, line),
@@ -200,6 +204,16 @@ def _outcome(history: History, trial: TrialFinished | None) -> str:
     return numbers(history).score(score_of(trial)) if trial else "did not finish"
 
 
+def _rechecks(history: History) -> str:
+    if not history.rechecks:
+        return ""
+    told = ["## Champions against earlier champions", "Fresh seeds, drawn on the way; they decide nothing."]
+    for found in history.rechecks:
+        told.append(f"After {recheck(history, found)}.")
+        told.append(_evidence(history, history.pairs(found), "champion before", "champion"))
+    return "\n\n".join(told)
+
+
 # --- what did not work -----------------------------------------------------------------------------------
 
 
@@ -262,6 +276,21 @@ def _proxy(history: History) -> str:
     return f"## Does screening predict confirmation?\n\n{told[:1].upper()}{told[1:]}. {limits}"
 
 
+def _shams(history: History) -> str:
+    """What the chain believed of edits that it made itself, and that change nothing."""
+    if not history.shams:
+        return ""
+    told = [
+        f"## Does the chain believe what is not so?\n\nShams: {shams(history)}. A sham is the champion with another "
+        "random stream, claimed by the coordinator and confirmed as any claim; it never lands."
+    ]
+    for sham in history.shams:
+        if sham.verdict.accepted:
+            told.append(f"Sham {sham.number}: {_verdict(sham.verdict)}")
+            told.append(_evidence(history, history.pairs(sham.verdict), "champion then", "sham"))
+    return "\n\n".join(told)
+
+
 # --- counts, costs, limits -------------------------------------------------------------------------------
 
 
@@ -287,12 +316,14 @@ def _purpose(history: History, purpose: Purpose) -> tuple[str, ...]:
 def _costs(history: History) -> str:
     spent = history.spent
     inside = sum(max(0.0, trial.ended_at - trial.started_at) for trial in history.trials.values())
+    there = sum(answer.node_s for answer in history.holdout_answers)
     cpu = sum(trial.outcome.cpu_s for trial in history.trials.values())
     return "\n".join(
         [
             "## Costs",
             "",
-            f"- Nodes inside trials: {inside / 3600:.2f} h; CPU time of training: {cpu / 3600:.2f} h.",
+            f"- Nodes inside trials: {inside / 3600:.2f} h; CPU time of training: {cpu / 3600:.2f} h; "
+            f"scoring on the holdout: {there / 3600:.2f} h.",
             f"- Proposals: {spent.input_tokens} tokens read, {spent.output_tokens} written, {spent.dollars:.2f} USD.",
         ]
     )
@@ -309,6 +340,8 @@ def _limits(history: History, line: Sequence[Step]) -> Iterator[str]:
         yield f"The scores themselves: they are {SELF_REPORTED}, the candidate's own word."
     else:
         yield from _limits_of_audits(history)
+    if not history.shams:
+        yield "The chain itself: no sham edit, which changes nothing, was claimed and judged."
     kept = sum(experiment.status == "kept" for experiment in history.experiments)
     if kept:
         yield f"{count(kept, 'idea')} kept on a branch without a claim: one seed each, which is no evidence."

@@ -105,7 +105,7 @@ class Service:
     _pages_at: float = field(init=False, default=0.0)  # when the next ones are due
     _facts: list[Fact] = field(init=False, default_factory=list)  # the ledger, as read; pages are made from it
     _told_at: dict[tuple[str, str], float] = field(init=False, default_factory=dict)
-    _published: tuple[int, int, bool] = field(init=False, default=(0, 1, False))
+    _published: tuple[int, int, int, bool] = field(init=False, default=(0, 0, 1, False))
     _forge_is_ready: bool = field(init=False, default=False)
     _stop: bool = field(init=False, default=False)
 
@@ -363,8 +363,8 @@ class Service:
     def _publish(self, files: Mapping[str, str]) -> None:
         """The shared branch shows what was known at the last promotion or check, and at the end; not every minute."""
         state = self.mind.state
-        news = (len(state.promotions), len(files), state.finished is not None)
-        if news in ((0, 1, False), self._published):
+        news = (len(state.promotions), len(state.rechecked), len(files), state.finished is not None)
+        if news in ((0, 0, 1, False), self._published):
             return
         try:
             self.forge.publish(files, f"Leaderboard of {self.study.name}")

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from coordinator.reproduction import Campaign, Noise, Rule
 from swarm.records import (
     BlockDrawn,
+    ChampionRechecked,
     ClaimKind,
     Direction,
     ExperimentAdmitted,
@@ -20,6 +21,7 @@ from swarm.records import (
     NodeInfo,
     Promotion,
     Purpose,
+    ShamRaised,
     StudyFinished,
     StudyOpened,
     TransferChecked,
@@ -63,6 +65,7 @@ class Claim:
     bar: float  # likewise
     rule: Rule  # likewise
     kind: ClaimKind = "gain"
+    sham: int = 0  # its number, if the coordinator raised it to audit itself; then there is no such experiment
     carried: bool = False  # by the coordinator, onto a champion that had moved; no longer anybody's branch tip
     pairs: list[Pair] = field(default_factory=list)
     drawn: Counter[str] = field(default_factory=Counter)  # node -> blocks that it was given for this claim
@@ -99,6 +102,14 @@ class Transfer:
     drawn: int = 0
     failed: str = ""
     checked: TransferChecked | None = None
+
+
+@dataclass
+class Recheck:
+    """A champion against an earlier one: what was measured so far."""
+
+    pairs: list[Pair] = field(default_factory=list)
+    drawn: int = 0
 
 
 @dataclass
@@ -141,9 +152,13 @@ class State:
     block_of: dict[str, str] = field(default_factory=dict)  # trial -> block
     claims: dict[ClaimKey, Claim] = field(default_factory=dict)
     open_claims: dict[ClaimKey, Claim] = field(default_factory=dict)  # without a verdict, oldest first
+    claimed_on: list[str] = field(default_factory=list)  # the Platform of each claim that a node raised, in their order
+    shams: list[ShamRaised] = field(default_factory=list)
     latest: dict[str, Claim] = field(default_factory=dict)  # experiment -> the claim that stands for it now
     accepted: dict[ClaimKey, Claim] = field(default_factory=dict)  # on their way to the forge, oldest first
     transfers: dict[ClaimKey, Transfer] = field(default_factory=dict)
+    rechecks: dict[tuple[str, str], Recheck] = field(default_factory=dict)  # by champion and ancestor
+    rechecked: list[ChampionRechecked] = field(default_factory=list)
     answers: dict[str, dict[str, str]] = field(default_factory=dict)  # node -> experiment -> what came of its claim
     answered: Counter[str] = field(default_factory=Counter)  # node -> how often that changed
     verdicts: int = 0
@@ -157,7 +172,7 @@ class State:
     final: list[Pair] = field(default_factory=list)
     final_failures: int = 0
     spent: Usage = field(default_factory=Usage)
-    trial_s: float = 0.0  # node time inside trials
+    trial_s: float = 0.0  # node time inside trials, and at scoring on the holdout
     trials: int = 0
     disturbances: dict[str, int] = field(default_factory=dict)  # per node, in a row
     disturbed_at: dict[str, float] = field(default_factory=dict)

@@ -16,7 +16,7 @@ from coordinator.reproduction import Noise
 from swarm.experiment import lines_changed
 from swarm.history import Experiment, History, Lines, Pair, failure_of, score_of
 from swarm.proxy import proxy_health
-from swarm.records import HoldoutAnswered, Platform, Promotion, TransferChecked, Verdict
+from swarm.records import ChampionRechecked, HoldoutAnswered, Platform, Promotion, TransferChecked, Verdict
 
 SELF_REPORTED = "self-reported"
 
@@ -185,6 +185,21 @@ def proxy(history: History) -> str:
         return f"{told}; too few, or too alike, to rank"
     alarm = "; screening does not predict confirmation here" if health.failing else ""
     return f"{told}; rank correlation {health.rho:+.2f}{alarm}"
+
+
+def shams(history: History) -> str:
+    """What the chain made of edits that change nothing."""
+    accepted = sum(sham.verdict.accepted for sham in history.shams)
+    return f"{len(history.shams)} tried, {accepted} accepted"
+
+
+def recheck(history: History, found: ChampionRechecked) -> str:
+    """How a champion stood against an earlier one."""
+    write = numbers(history)
+    if found.gain is None:
+        return f"promotion {found.number}: {found.reason}"
+    measured = f"{write.gain(found.gain)} {write.interval(found.low, found.high)} on {count(found.pairs, 'fresh seed')}"
+    return f"promotion {found.number}: {measured}, published {write.gain(found.published)}; {found.reason}"
 
 
 def words(text: str, limit: int = 100) -> str:

@@ -18,6 +18,7 @@ from swarm.records import (
     BlockDrawn,
     BlockLost,
     Carried,
+    ChampionRechecked,
     ClaimRaised,
     CoordinatorStarted,
     Direction,
@@ -34,6 +35,8 @@ from swarm.records import (
     ProposalRefused,
     Purpose,
     Screened,
+    ShamJudged,
+    ShamRaised,
     Spent,
     StudyFinished,
     StudyOpened,
@@ -62,6 +65,9 @@ class History:
     experiments: tuple[Experiment, ...]
     promotions: tuple[Promotion, ...]
     holdout_answers: tuple[HoldoutAnswered, ...]
+    rechecks: tuple[ChampionRechecked, ...]
+    shams: tuple[ShamJudged, ...]
+    """Sham edits that the chain has judged; those of which no pair had run say nothing, and are left out."""
     trials: Mapping[str, TrialFinished]
     blocks: Mapping[str, BlockDrawn]
     nodes: Mapping[str, NodeInfo]
@@ -139,7 +145,7 @@ class History:
         keys = (promotion.experiment, promotion.base)
         return next((a for a in self.holdout_answers if (a.experiment, a.base) == keys), None)
 
-    def pairs(self, verdict: Verdict) -> tuple[Pair, ...]:
+    def pairs(self, verdict: Verdict | ChampionRechecked) -> tuple[Pair, ...]:
         """The evidence of a verdict, also the bad ones."""
         trials = [self.trials.get(trial) for trial in verdict.evidence]
         return tuple(Pair(*both) for both in zip(trials[::2], trials[1::2], strict=False))
@@ -207,6 +213,8 @@ def history(facts: Iterable[Fact]) -> History:
         experiments=tuple(_experiments(told, files, over=bool(finished))),
         promotions=only(told, Promotion),
         holdout_answers=only(told, HoldoutAnswered),
+        rechecks=only(told, ChampionRechecked),
+        shams=tuple(sham for sham in only(told, ShamJudged) if sham.verdict.pairs),
         trials={fact.trial: fact for fact in only(told, TrialFinished)},
         blocks={fact.block: fact for fact in only(told, BlockDrawn)},
         nodes={fact.node.uid: fact.node for fact in joined},
@@ -231,7 +239,7 @@ def _files(facts: Sequence[Fact]) -> dict[str, Files]:
             found.setdefault(fact.baseline, fact.files)
         elif isinstance(fact, ExperimentAdmitted):
             found.setdefault(fact.candidate, fact.proposal.files)
-        elif isinstance(fact, Carried):
+        elif isinstance(fact, Carried | ShamRaised):
             found.setdefault(fact.candidate, fact.files)
     return found
 

@@ -20,7 +20,7 @@ from pydantic import ConfigDict, Discriminator
 
 STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 
-Purpose = Literal["calibrate", "reference", "screen", "confirm", "transfer", "final", "reproduce"]
+Purpose = Literal["calibrate", "reference", "screen", "confirm", "transfer", "recheck", "final", "reproduce"]
 Direction = Literal["minimize", "maximize"]
 Mark = Literal["transfers", "fades", "reverses", "unknown"]
 ClaimKind = Literal["gain", "simplification"]  # it is better; or it has less code and is not worse by a margin
@@ -458,6 +458,41 @@ class Verdict:
 
 
 @dataclass(frozen=True)
+class ShamRaised:
+    """The coordinator claims an edit that changes nothing but the random stream, to see what its own chain believes."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+    number: int
+    claim: int  # of a node, counted from 1, after which it was drawn
+    name: str  # in the place of an experiment, in blocks and trials
+    candidate: str
+    base: str  # the champion that it was made of
+    files: Files
+    platform: str
+    at: float
+    kind: Literal["sham_raised"] = "sham_raised"
+
+    @property
+    def key(self) -> str:
+        return f"sham:{self.number}"
+
+
+@dataclass(frozen=True)
+class ShamJudged:
+    """What the chain made of a sham. An acceptance is a false one, and known to be; it never lands."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+    number: int
+    verdict: Verdict  # as for any claim; without pairs where the champion moved first
+    at: float
+    kind: Literal["sham_judged"] = "sham_judged"
+
+    @property
+    def key(self) -> str:
+        return f"sham_judged:{self.number}"
+
+
+@dataclass(frozen=True)
 class HoldoutAnswered:
     """The one answer that the holdout split gave about an accepted tree. The scores behind it are kept nowhere."""
 
@@ -472,6 +507,7 @@ class HoldoutAnswered:
     pairs: int  # scored there; of a Pair whose artifacts are gone nothing is known
     reason: str
     at: float
+    node_s: float = 0.0  # node time that the scoring took
     kind: Literal["holdout_answered"] = "holdout_answered"
 
     @property
@@ -527,6 +563,29 @@ class TransferChecked:
     def bars(self) -> bool:
         """Whether it keeps the candidate from becoming the champion."""
         return self.required and self.mark != "transfers"
+
+
+@dataclass(frozen=True)
+class ChampionRechecked:
+    """The champion against the champion of some promotions before, on fresh seeds. It is told, and decides nothing."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+    number: int  # of the promotion that made it due
+    champion: str  # as of that promotion
+    ancestor: str
+    published: float  # the gains published along the line between them, summed up
+    gain: float | None  # mean paired gain; None with fewer than two pairs
+    low: float | None  # of its 95 % interval
+    high: float | None
+    pairs: int
+    evidence: tuple[str, ...]  # trial ids, ancestor and champion alternating
+    reason: str
+    at: float
+    kind: Literal["champion_rechecked"] = "champion_rechecked"
+
+    @property
+    def key(self) -> str:
+        return f"rechecked:{self.number}"
 
 
 @dataclass(frozen=True)
@@ -596,9 +655,12 @@ Fact = Annotated[
     | ClaimRaised
     | Carried
     | Verdict
+    | ShamRaised
+    | ShamJudged
     | HoldoutAnswered
     | Promotion
     | TransferChecked
+    | ChampionRechecked
     | Spent
     | Trouble
     | StudyFinished,

@@ -102,6 +102,7 @@ class Desk:
     settings: Mapping[str, object] = field(default_factory=dict)
     cpu_limit: float = 2.0
     scale: Scale | None = None
+    baseline: Mapping[str, str] = field(default_factory=lambda: BASELINE)
     now: float = START
     holdout: dict[str, float | Outcome] = field(default_factory=dict)  # scores there by candidate; else as confirmed
     printed: bool = False  # the task takes a script's own word for its score
@@ -117,7 +118,7 @@ class Desk:
         self.mind = Mind(self.config, cpu_limit=self.cpu_limit, scale=self.scale)
         self.keys: set[str] = set()
         self.commit([
-            StudyOpened(STUDY, 3, "score", "minimize", candidate_id(BASELINE), BASELINE, "{}", self.now),
+            StudyOpened(STUDY, 3, "score", "minimize", candidate_id(self.baseline), self.baseline, "{}", self.now),
             CoordinatorStarted(1, self.now),
         ])  # fmt: skip
 

@@ -68,6 +68,7 @@ class World:
     crash: frozenset[str] = frozenset()  # switches that crash
     too_large: frozenset[str] = frozenset()  # switches that crash at the larger scale
     ideas: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # node -> the switches it thinks of; else all
+    seeds: bool = False  # the script sets its seed, so that a sham can be made of it
     now: float = 1_000_000.0
 
     def clock(self) -> float:
@@ -79,7 +80,10 @@ class World:
     def source(self) -> str:
         """A baseline whose switches are all off."""
         lines = "".join(f"{name} = 0\n" for name in self.lines)
-        return "".join(f"{name} = False\n" for name in self.effects) + lines + "print('hello')\n"
+        return "".join(f"{name} = False\n" for name in self.effects) + lines + self._tail()
+
+    def _tail(self) -> str:
+        return "random.seed(0)\n" * self.seeds + "print('hello')\n"
 
     def on_holdout(self, spec: TrialSpec) -> Outcome:
         """What the same artifact scores on the split that no search sees."""

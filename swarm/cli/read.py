@@ -59,6 +59,8 @@ def _summary(place: Path, told: History) -> dict[str, object]:
         "claims_open": counts["claimed"],
         "refused_as_duplicates": len(told.refused),
         "promotions": len(told.promotions),
+        "shams_tried": len(told.shams),
+        "shams_accepted": sum(sham.verdict.accepted for sham in told.shams),
         "nodes": {node.name: node.sandbox for node in told.nodes.values()},
         "busy": round(told.busy, 4),
         "disturbed_trials": len(told.disturbed),

@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from coordinator.wording import Step, count, direction, duration, holdout, numbers, proxy, steps
+from coordinator.wording import Step, count, direction, duration, holdout, numbers, proxy, shams, steps
 from swarm.cli.words import plain
 from swarm.history import Experiment, History, Pair, Status, failure_of, score_of
 from swarm.proxy import proxy_health
@@ -58,6 +58,8 @@ def _answers(name: str, told: History) -> Iterator[tuple[str, str]]:
     yield "nodes", _nodes(told)
     if proxy_health(told).claims:
         yield "screening", proxy(told)
+    if told.shams:
+        yield "shams", f"{shams(told)}; edits that change nothing, to audit the chain"
     yield "cost", _cost(told)
 
 

@@ -81,7 +81,7 @@ class LiveView:
 
     def _draw(self, mind: Mind, now: float) -> Group:
         parts: list[Text | Table] = [self._head(mind, now), self._nodes(mind), _champion(mind.state)]
-        claims = list(mind.state.open_claims.values())
+        claims = [claim for claim in mind.state.open_claims.values() if not claim.sham]
         if claims:
             parts.append(_claims(claims, mind.state))
         news = Text("\n".join(self._lines), no_wrap=True, overflow="ellipsis")
