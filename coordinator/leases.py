@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
 
+from coordinator.stacking import wants_pair
 from coordinator.state import Claim, State
 from coordinator.transfer import owed
 from swarm.config import Config
@@ -133,6 +134,8 @@ class Leases:
 
     def _wants_pair(self, claim: Claim) -> bool:
         if claim.failed or in_vain(claim) or claim.base != self._state.champion and not claim.pairs:
+            return False
+        if claim.ideas and not wants_pair(self._state, claim):
             return False
         missing = max(1, self._state.rule.min_pairs - len(claim.pairs))
         allowed = missing if claim.noise.df < EARLY_DF else 1

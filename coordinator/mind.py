@@ -15,6 +15,7 @@ from coordinator.holdout import Gate, asked_of, landing, released
 from coordinator.leases import BLOCKS_IN_VAIN, Leases, Presence, in_vain
 from coordinator.merging import carry
 from coordinator.reproduction import Accepted, Rejected, Undecided, decide, paired_interval, rejected_for, rule_for
+from coordinator.stacking import is_final, step, why_closed
 from coordinator.state import SET_ASIDE, Claim, ClaimKey, Drawn, State
 from coordinator.transfer import awaits_check, checked
 from swarm.config import Config
@@ -187,11 +188,13 @@ class Mind:
             return self._close(claim, "the champion already contains this idea", now)
         if claim.failed:
             return self._close(claim, claim.failed, now)
+        if claim.ideas and (reason := why_closed(self.state, claim)):
+            return self._close(claim, reason, now)
         if claim.base != self.state.champion and not claim.pairs and not in_flight:
             return self._carry_over(claim, now)
         if not in_flight and in_vain(claim):
             return self._close(claim, f"{BLOCKS_IN_VAIN} blocks for it were lost or gave no pair", now)
-        if len(claim.pairs) == claim.weighed:
+        if len(claim.pairs) == claim.weighed or claim.ideas and not is_final(self.state, claim):
             return None
         decision = decide([pair.gain for pair in claim.pairs], claim.noise, claim.bar, claim.rule)
         if isinstance(decision, Undecided):
@@ -259,13 +262,17 @@ class Mind:
 
     def _promotions(self, now: float) -> list[Action]:
         """Accepted claims, oldest first: landed where they were measured, else carried onto the new champion."""
+        if not self.stop_reason(now) and (together := step(self.state, now)) is not None:
+            return [*together]
         if (gate := self._gate(now)) is not None:
             answer = gate.answer()
             return [] if answer is None else [answer]
-        for claim in self.state.accepted.values():
+        for claim in sorted(self.state.accepted.values(), key=lambda claim: claim.base != self.state.champion):
             if claim.base != self.state.champion:
                 return [self._carry_accepted(claim, now)]
             if awaits_check(claim, self.state, self.config.decision):
+                if claim.ideas:
+                    return []
                 continue
             due = now >= self._retry_promotion_at
             return [Promote(claim.key, len(self.state.promotions) + 1)] if due else []

@@ -35,6 +35,7 @@ from swarm.records import (
     Purpose,
     Screened,
     Spent,
+    Stacked,
     StudyFinished,
     StudyOpened,
     TrialDisturbed,
@@ -122,7 +123,10 @@ class History:
 
     @cached_property
     def by_idea(self) -> Mapping[str, Experiment]:
-        return {experiment.idea: experiment for experiment in self.experiments}
+        """Ideas that landed together are found by the name of their set, too: the first of them."""
+        found = {experiment.idea: experiment for experiment in self.experiments}
+        sets = {p.experiment: found[p.ideas[0]] for p in self.promotions if p.ideas and p.ideas[0] in found}
+        return {**sets, **found}
 
     @cached_property
     def by_candidate(self) -> Mapping[str, Experiment]:
@@ -157,10 +161,11 @@ class History:
     def stacked(self, promotion: Promotion) -> tuple[Experiment, ...]:
         """The ideas that a promotion brings, newest first: the claimed one and those kept below it since its base."""
         found: dict[str, Experiment] = {}
-        experiment = self.by_idea.get(promotion.experiment)
-        while experiment is not None and experiment.idea not in found and experiment.candidate != promotion.base:
-            found[experiment.idea] = experiment
-            experiment = self.by_candidate.get(experiment.parent)
+        for idea in promotion.ideas or (promotion.experiment,):
+            experiment = self.by_idea.get(idea)
+            while experiment is not None and experiment.idea not in found and experiment.candidate != promotion.base:
+                found[experiment.idea] = experiment
+                experiment = None if promotion.ideas else self.by_candidate.get(experiment.parent)
         return tuple(found.values())
 
     @property
@@ -231,7 +236,7 @@ def _files(facts: Sequence[Fact]) -> dict[str, Files]:
             found.setdefault(fact.baseline, fact.files)
         elif isinstance(fact, ExperimentAdmitted):
             found.setdefault(fact.candidate, fact.proposal.files)
-        elif isinstance(fact, Carried):
+        elif isinstance(fact, Carried | Stacked):
             found.setdefault(fact.candidate, fact.files)
     return found
 
@@ -239,9 +244,11 @@ def _files(facts: Sequence[Fact]) -> dict[str, Files]:
 def _experiments(facts: Sequence[Fact], files: Mapping[str, Files], *, over: bool) -> Iterator[Experiment]:
     """Numbered by admission; a node without anything further to try has nothing running."""
     fates: defaultdict[str, list[Fate]] = defaultdict(list)
+    together = {fact.experiment: fact.ideas for fact in only(facts, Promotion) if fact.ideas}
     for fact in facts:
         if isinstance(fact, Fate) and not (isinstance(fact, TrialFinished) and fact.purpose != "screen"):
-            fates[fact.experiment].append(fact)
+            for idea in together.get(fact.experiment, (fact.experiment,)):
+                fates[idea].append(fact)
     admitted: dict[str, ExperimentAdmitted] = {}
     for first in only(facts, ExperimentAdmitted):
         admitted.setdefault(first.proposal.idea, first)

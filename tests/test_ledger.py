@@ -278,9 +278,10 @@ def test_what_the_holdout_refused_is_rejected_and_every_answer_can_be_asked_for(
     ]
 
 
-def test_a_ledger_of_format_1_gets_the_new_views_and_keeps_its_facts(full: Path) -> None:
-    change(full, "DROP VIEW holdout", "DROP VIEW experiment", "CREATE VIEW experiment AS SELECT 1 AS number")
-    change(full, "PRAGMA user_version = 1")
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_ledger_of_an_older_format_gets_the_new_views_and_keeps_its_facts(full: Path, version: int) -> None:
+    change(full, "DROP VIEW experiment", "CREATE VIEW experiment AS SELECT 1 AS number")
+    change(full, *["DROP VIEW holdout"][version - 1 :], f"PRAGMA user_version = {version}")
     with Ledger(full) as ledger:
         assert ledger.facts() == tuple(FACTS)
     assert rows_of(full, "SELECT count(*) AS n FROM holdout") == [{"n": 1}]

@@ -11,6 +11,7 @@ from swarm.records import (
     ExperimentAdmitted,
     Fact,
     HoldoutAnswered,
+    Interaction,
     Measurement,
     NodeJoined,
     NodeLost,
@@ -18,6 +19,7 @@ from swarm.records import (
     ProposalRefused,
     Screened,
     Spent,
+    Stacked,
     StudyFinished,
     StudyOpened,
     TransferChecked,
@@ -37,6 +39,7 @@ class Teller:
         self._numbers: dict[str, int] = {}
         self._hypotheses: dict[str, str] = {}
         self._nodes: dict[str, str] = {}
+        self._sets: dict[str, tuple[str, ...]] = {}  # ideas that were joined, by the name of their set
 
     def lines(self, facts: Iterable[Fact]) -> list[str]:
         """A line for every fact worth one, in order."""
@@ -90,12 +93,18 @@ class Teller:
                 does = "simplifies" if fact.claim_kind == "simplification" else "beats"
                 return f"claim   {self._experiment(fact.experiment)} {does} the champion: {fact.gain:+.4f} on one seed"
             case BlockDrawn() if fact.experiments:
-                ideas = ", ".join(f"experiment {self._numbers.get(e, '?')}" for e in fact.experiments)
+                ideas = ", ".join(map(self._numbered, fact.experiments))
                 return f"{fact.purpose} {ideas} on fresh seed {fact.seeds[0]} at {self._node(fact.node)}"
             case Carried():
                 return (
                     f"carried {self._experiment(fact.experiment)} onto champion {fact.onto[:8]}; to be confirmed there"
                 )
+            case Stacked():
+                self._sets[fact.experiment] = fact.ideas
+                return f"joined  {self._experiment(fact.experiment)} on champion {fact.onto[:8]}; to be measured there"
+            case Interaction():
+                self._sets[fact.experiment] = fact.ideas
+                return f"joined  {self._experiment(fact.experiment)}: {fact.reason}"
             case Verdict():
                 word = "accepted" if fact.accepted else "rejected"
                 why = fact.reason.removeprefix(f"{word}: ")
@@ -123,8 +132,8 @@ class Teller:
 
     def _trial(self, fact: TrialFinished) -> str:
         about = (
-            f"experiment {self._numbers[fact.experiment]}"
-            if fact.experiment in self._numbers
+            self._numbered(fact.experiment)
+            if fact.experiment in self._numbers or fact.experiment in self._sets
             else f"candidate {fact.candidate[:8]}"
         )
         where = f"{fact.purpose:9} {about} on {self._node(fact.node)}, seed {fact.seed}"
@@ -133,7 +142,14 @@ class Teller:
             return f"trial   {where}: {fact.outcome.score:.4f}{told} after {fact.outcome.cpu_s:.1f} CPU-s"
         return f"trial   {where}: failed, {fact.outcome.reason}: {fact.outcome.message}"
 
+    def _numbered(self, idea: str) -> str:
+        if idea in self._sets:
+            return f"experiments {', '.join(str(self._numbers.get(one, '?')) for one in self._sets[idea])} together"
+        return f"experiment {self._numbers.get(idea, '?')}"
+
     def _experiment(self, idea: str) -> str:
+        if idea in self._sets:
+            return self._numbered(idea)
         return f"experiment {self._numbers.get(idea, '?')} ({self._hypotheses.get(idea, idea[:8])})"
 
     def _node(self, uid: str) -> str:
