@@ -25,14 +25,6 @@ class Idea:
 
 
 @dataclass(frozen=True)
-class Interaction:
-    """What a set gained beyond the sum of the gains claimed for its parts."""
-
-    ideas: Set
-    beyond: float
-
-
-@dataclass(frozen=True)
 class Measure:
     """Measure these ideas together next."""
 
@@ -44,7 +36,6 @@ class Final:
     """Land these, in this order: largest claim first."""
 
     order: tuple[str, ...]
-    interactions: tuple[Interaction, ...]
 
 
 @dataclass(eq=False)
@@ -62,7 +53,7 @@ def plan(ideas: Sequence[Idea], measured: Mapping[Set, float]) -> Measure | Fina
             kept = _without_the_harmful(kept, measured)
     except _Unknown as missing:
         return Measure(missing.ideas)
-    return Final(tuple(name for name in order if name in kept), _interactions(claims, measured))
+    return Final(tuple(name for name in order if name in kept))
 
 
 def _gain(ideas: Set, measured: Mapping[Set, float]) -> float:
@@ -97,8 +88,3 @@ def _without_the_harmful(kept: Set, measured: Mapping[Set, float]) -> Set:
     losses = {name: whole - _gain(kept - {name}, measured) for name in sorted(kept)}
     worst = min(losses, key=lambda name: losses[name])
     return kept - {worst} if losses[worst] <= 0 else kept
-
-
-def _interactions(claims: Mapping[str, float], measured: Mapping[Set, float]) -> tuple[Interaction, ...]:
-    found = (Interaction(ideas, gain - sum(claims[name] for name in ideas)) for ideas, gain in measured.items())
-    return tuple(sorted(found, key=lambda one: (len(one.ideas), sorted(one.ideas))))

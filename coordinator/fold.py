@@ -168,7 +168,8 @@ def _open_claim(
     simpler = kind == "simplification"
     rule, least = (not_worse(state.rule), NOT_WORSE_BAR) if simpler else (state.rule, bar(state.campaign))
     noise = state.noise[platform]
-    _stand_for(state, Claim(experiment, candidate, base, node, platform, noise, least, rule, kind, carried, ideas))
+    claim = Claim(experiment, candidate, base, node, platform, noise, least, rule, kind, carried=carried, ideas=ideas)
+    _stand_for(state, claim)
     state.answers.get(node, {}).pop(experiment, None)
 
 
@@ -184,7 +185,7 @@ def _stacked(state: State, fact: Stacked, at: float) -> None:
 
 
 def _interacted(state: State, fact: Interaction, at: float) -> None:
-    state.interactions[frozenset(fact.ideas)] = fact
+    state.interactions.append(fact)
 
 
 def _stand_for(state: State, claim: Claim) -> None:
@@ -349,10 +350,8 @@ def _verdict(state: State, fact: Verdict, at: float) -> None:
     claim.verdict = fact
     state.verdicts += 1
     state.open_claims.pop(claim.key, None)
-    if claim.ideas and fact.accepted:  # before its ideas, which wait for it
-        state.accepted = {claim.key: claim, **state.accepted}
-    elif state.latest[claim.experiment] is claim and not claim.ideas:
-        if claim.answer:
+    if state.latest[claim.experiment] is claim:
+        if claim.answer and not claim.ideas:
             _answer(state, claim.node, claim.experiment, claim.answer)
         if fact.accepted:
             state.accepted[claim.key] = claim
@@ -397,23 +396,14 @@ def _promoted(state: State, fact: Promotion, at: float) -> None:
     state.champion = fact.candidate
     state.champions.add(fact.candidate)
     landed = (fact.experiment, *fact.ideas)
-    state.accepted = {key: claim for key, claim in state.accepted.items() if claim.experiment not in landed}
+    state.accepted = {k: c for k, c in state.accepted.items() if c.experiment not in landed and not c.ideas}
     state.final, state.final_failures = [], 0  # pairs of an earlier champion say nothing of this one
-    _unstack(state)
     for experiment in landed:
         if experiment in state.experiments:
             state.experiments[experiment].status = "promoted"
     for idea in fact.ideas:
         if idea in state.latest:
             _answer(state, state.latest[idea].node, idea, "accepted")
-
-
-def _unstack(state: State) -> None:
-    """The champion moved: no set that was joined on the old one counts. What was left out has had its turn."""
-    batch = state.stacks[0].ideas if state.stacks else ()
-    for claim in state.accepted.values():
-        claim.alone = claim.alone or claim.experiment in batch
-    state.stacks, state.interactions = [], {}
 
 
 def _transfer(state: State, fact: TransferChecked, at: float) -> None:

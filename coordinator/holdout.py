@@ -54,8 +54,8 @@ def rounded(gain: float, step: float) -> float:
 
 def landing(state: State) -> Claim | None:
     """The Claim that lands next, if the holdout has still to be asked about it."""
-    claim = next((claim for claim in state.accepted.values() if claim.base == state.champion), None)
-    return claim if claim is not None and claim.awaits_holdout else None
+    claim = next(iter(state.in_turn()), None)
+    return claim if claim is not None and claim.base == state.champion and claim.awaits_holdout else None
 
 
 def asked_of(state: State, report: Report) -> dict[str, str]:

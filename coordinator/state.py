@@ -66,7 +66,6 @@ class Claim:
     kind: ClaimKind = "gain"
     carried: bool = False  # by the coordinator, onto a champion that had moved; no longer anybody's branch tip
     ideas: tuple[str, ...] = ()  # of a set of accepted ideas: their experiments, in the order in which they land
-    alone: bool = False  # left out of a set that landed: from now on it is carried by itself
     pairs: list[Pair] = field(default_factory=list)
     drawn: Counter[str] = field(default_factory=Counter)  # node -> blocks that it was given for this claim
     failed: str = ""  # why the candidate failed on a fresh seed, if it did
@@ -146,8 +145,8 @@ class State:
     open_claims: dict[ClaimKey, Claim] = field(default_factory=dict)  # without a verdict, oldest first
     latest: dict[str, Claim] = field(default_factory=dict)  # experiment -> the claim that stands for it now
     accepted: dict[ClaimKey, Claim] = field(default_factory=dict)  # on their way to the forge, oldest first
-    stacks: list[Claim] = field(default_factory=list)  # sets that were joined on this champion, the whole batch first
-    interactions: dict[frozenset[str], Interaction] = field(default_factory=dict)  # what was measured of them
+    stacks: list[Claim] = field(default_factory=list)  # sets of accepted ideas, in the order in which they were joined
+    interactions: list[Interaction] = field(default_factory=list)  # what was measured of them
     transfers: dict[ClaimKey, Transfer] = field(default_factory=dict)
     answers: dict[str, dict[str, str]] = field(default_factory=dict)  # node -> experiment -> what came of its claim
     answered: Counter[str] = field(default_factory=Counter)  # node -> how often that changed
@@ -188,6 +187,10 @@ class State:
     def gain(self, candidate: float, champion: float) -> float:
         """Oriented so that positive is better."""
         return champion - candidate if self.direction == "minimize" else candidate - champion
+
+    def in_turn(self) -> list[Claim]:
+        """Accepted claims as they land: first a set, then what was measured on this champion, then the rest."""
+        return sorted(self.accepted.values(), key=lambda claim: (claim.base != self.champion, not claim.ideas))
 
     def times_longer(self, purpose: Purpose) -> int:
         """What a trial may take, in multiples of the ordinary limits."""
