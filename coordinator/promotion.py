@@ -23,6 +23,7 @@ from swarm.records import (
     ExperimentAdmitted,
     Files,
     HoldoutAnswered,
+    Interaction,
     Measurement,
     NodeInfo,
     Platform,
@@ -64,6 +65,8 @@ class PromotionDossier:
     transfer: TransferChecked | None = None
     """Its check at a larger scale, where the study requires one before the promotion."""
     holdout: HoldoutAnswered | None = None
+    together: tuple[Interaction, ...] = ()
+    """What sets of ideas gained on the champion that it replaces."""
     absorbed: tuple[Absorbed, ...] = ()
     """Where several ideas land together: all of them, in that order; `experiment` is the first."""
 
@@ -149,6 +152,7 @@ class Record:
     transfer: TransferChecked | None
     platforms: tuple[Platform, ...]
     ideas: tuple[RecordedIdea, ...]
+    together: tuple[Interaction, ...]
 
 
 # --- names -----------------------------------------------------------------------------------------------
@@ -205,8 +209,8 @@ def author_of(dossier: PromotionDossier, experiment: ExperimentAdmitted) -> str:
 
 def request_body(dossier: PromotionDossier) -> str:
     """Markdown, one screen: why, every run, the decision, what was checked, how to reproduce."""
-    parts = (_why(dossier), _table(dossier), _decision(dossier), _checks(dossier), _reproduce(dossier))
-    return "\n\n".join(parts) + "\n"
+    parts = (_why(dossier), _together(dossier), _table(dossier), _decision(dossier), _checks(dossier))
+    return "\n\n".join(part for part in (*parts, _reproduce(dossier)) if part) + "\n"
 
 
 def _why(dossier: PromotionDossier) -> str:
@@ -214,6 +218,18 @@ def _why(dossier: PromotionDossier) -> str:
     if dossier.absorbed:
         told.insert(0, f"{len(told)} ideas that were accepted one by one, joined and confirmed as one tree.")
     return "\n\n".join(told)
+
+
+def _together(dossier: PromotionDossier) -> str:
+    """What was measured before the ideas landed together, also of sets that did not; two pairs each."""
+    number = _decimal(dossier)
+    rows = [
+        f"| {' '.join(f'`{idea[:8]}`' for idea in told.ideas)} | {f'{told.gain:+{number}}' if told.pairs else '-'} | "
+        f"{told.expected:+{number}} | {told.pairs} | {'' if told.pairs else inline(told.reason, 120)} |"
+        for told in dossier.together
+    ]
+    head = "| experiments | gain together | gains alone, in all | pairs | |\n|---|---:|---:|---:|---|"
+    return "\n".join([head, *rows]) if rows else ""
 
 
 def _origin(dossier: PromotionDossier, admitted: ExperimentAdmitted) -> str:
@@ -344,6 +360,7 @@ def _record(dossier: PromotionDossier) -> Record:
         ideas=tuple(
             RecordedIdea(e.proposal.idea, e.proposal.hypothesis, e.proposal.proposer, e.node) for e in dossier.ideas
         ),
+        together=dossier.together,
     )
 
 

@@ -337,6 +337,7 @@ class Service:
             files=state.files[claim.candidate],
             transfer=checked if checked is not None and checked.required else None,
             holdout=claim.holdout,
+            together=tuple(told for told in state.interactions if told.onto == claim.base),
             absorbed=absorbed,
         )
 

@@ -25,6 +25,7 @@ from swarm.records import (
     Fact,
     Files,
     HoldoutAnswered,
+    Interaction,
     Measurement,
     NodeInfo,
     NodeJoined,
@@ -62,6 +63,7 @@ class History:
     opened: StudyOpened | None
     experiments: tuple[Experiment, ...]
     promotions: tuple[Promotion, ...]
+    interactions: tuple[Interaction, ...]
     holdout_answers: tuple[HoldoutAnswered, ...]
     trials: Mapping[str, TrialFinished]
     blocks: Mapping[str, BlockDrawn]
@@ -211,6 +213,7 @@ def history(facts: Iterable[Fact]) -> History:
         opened=opened[0] if opened else None,
         experiments=tuple(_experiments(told, files, over=bool(finished))),
         promotions=only(told, Promotion),
+        interactions=only(told, Interaction),
         holdout_answers=only(told, HoldoutAnswered),
         trials={fact.trial: fact for fact in only(told, TrialFinished)},
         blocks={fact.block: fact for fact in only(told, BlockDrawn)},

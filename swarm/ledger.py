@@ -62,7 +62,7 @@ CREATE VIEW promotion AS SELECT
     FROM fact WHERE kind = 'promotion';
 """
 
-# What later formats added: 2 the answers of the holdout and what they say of an experiment, 3 ideas that land together.
+# What later formats added: 2 the answers of the holdout and what they say of an experiment, 3 ideas that are joined.
 _ADDED = """
 CREATE VIEW experiment AS SELECT
     row_number() OVER (ORDER BY f.seq) AS number, f.at,
@@ -96,6 +96,11 @@ CREATE VIEW holdout AS SELECT
     json_extract(body, '$.step') AS step, json_extract(body, '$.pairs') AS pairs,
     json_extract(body, '$.reason') AS reason
     FROM fact WHERE kind = 'holdout_answered';
+CREATE VIEW interaction AS SELECT
+    seq, at, json_extract(body, '$.onto') AS onto, json_extract(body, '$.ideas') AS ideas,
+    json_extract(body, '$.gain') AS gain, json_extract(body, '$.expected') AS expected,
+    json_extract(body, '$.pairs') AS pairs, json_extract(body, '$.reason') AS reason
+    FROM fact WHERE kind = 'interaction';
 """
 
 _SPOOL_SCHEMA = """
