@@ -12,11 +12,12 @@ from coordinator.belief import WORDS_CHARS, flaw, named
 from coordinator.briefs import Briefs
 from coordinator.fold import absorb
 from coordinator.holdout import Gate, asked_of, landing, released
-from coordinator.leases import BLOCKS_IN_VAIN, Leases, Presence, in_vain
+from coordinator.leases import BLOCKS_IN_VAIN, Leases, Presence, in_vain, platforms_gone
 from coordinator.merging import carry
 from coordinator.rechecks import rechecked
 from coordinator.reproduction import Accepted, Rejected, Undecided, decide, paired_interval, rejected_for, rule_for
 from coordinator.shams import judged, raised
+from coordinator.stacking import is_final, step, why_closed
 from coordinator.state import SET_ASIDE, Claim, ClaimKey, Drawn, State
 from coordinator.transfer import awaits_check, checked
 from swarm.config import Config
@@ -201,11 +202,13 @@ class Mind:
             return self._close(claim, "the champion already contains this idea", now)
         if claim.failed:
             return self._close(claim, claim.failed, now)
+        if claim.ideas and (reason := why_closed(self.state, claim)):
+            return self._close(claim, reason, now)
         if claim.base != self.state.champion and not claim.pairs and not in_flight:
             return self._carry_over(claim, now)
         if not in_flight and in_vain(claim):
             return self._close(claim, f"{BLOCKS_IN_VAIN} blocks for it were lost or gave no pair", now)
-        if len(claim.pairs) == claim.weighed:
+        if len(claim.pairs) == claim.weighed or claim.ideas and not is_final(self.state, claim):
             return None
         decision = decide([pair.gain for pair in claim.pairs], claim.noise, claim.bar, claim.rule)
         if isinstance(decision, Undecided):
@@ -273,17 +276,28 @@ class Mind:
 
     def _promotions(self, now: float) -> list[Action]:
         """Accepted claims, oldest first: landed where they were measured, else carried onto the new champion."""
+        if (together := self._together(now)) is not None:
+            return [*together]
         if (gate := self._gate(now)) is not None:
             answer = gate.answer()
             return [] if answer is None else [answer]
-        for claim in self.state.accepted.values():
+        for claim in self.state.in_turn():
             if claim.base != self.state.champion:
                 return [self._carry_accepted(claim, now)]
             if awaits_check(claim, self.state, self.config.decision):
+                if claim.ideas:
+                    return []  # its ideas stay where they are meanwhile
                 continue
             due = now >= self._retry_promotion_at
             return [Promote(claim.key, len(self.state.promotions) + 1)] if due else []
         return []
+
+    def _together(self, now: float) -> list[Fact] | None:
+        """What is next about ideas that are joined; None where claims go on one by one."""
+        if self.stop_reason(now):
+            return None
+        gone = platforms_gone(self.state, self.presence, self.config.nodes.lost_after_s, now)
+        return step(self.state, gone, now)
 
     def _gate(self, now: float) -> Gate | None:
         """What the holdout says of the claim that would land next; None when it need not be asked."""

@@ -26,6 +26,7 @@ from swarm.records import (
     Fact,
     Files,
     HoldoutAnswered,
+    Interaction,
     Measurement,
     NodeInfo,
     NodeJoined,
@@ -38,6 +39,7 @@ from swarm.records import (
     ShamJudged,
     ShamRaised,
     Spent,
+    Stacked,
     StudyFinished,
     StudyOpened,
     TrialDisturbed,
@@ -64,6 +66,7 @@ class History:
     opened: StudyOpened | None
     experiments: tuple[Experiment, ...]
     promotions: tuple[Promotion, ...]
+    interactions: tuple[Interaction, ...]
     holdout_answers: tuple[HoldoutAnswered, ...]
     rechecks: tuple[ChampionRechecked, ...]
     shams: tuple[ShamJudged, ...]
@@ -128,7 +131,10 @@ class History:
 
     @cached_property
     def by_idea(self) -> Mapping[str, Experiment]:
-        return {experiment.idea: experiment for experiment in self.experiments}
+        """Ideas that landed together are found by the name of their set, too: the first of them."""
+        found = {experiment.idea: experiment for experiment in self.experiments}
+        sets = {p.experiment: found[p.ideas[0]] for p in self.promotions if p.ideas and p.ideas[0] in found}
+        return {**sets, **found}
 
     @cached_property
     def by_candidate(self) -> Mapping[str, Experiment]:
@@ -163,10 +169,11 @@ class History:
     def stacked(self, promotion: Promotion) -> tuple[Experiment, ...]:
         """The ideas that a promotion brings, newest first: the claimed one and those kept below it since its base."""
         found: dict[str, Experiment] = {}
-        experiment = self.by_idea.get(promotion.experiment)
-        while experiment is not None and experiment.idea not in found and experiment.candidate != promotion.base:
-            found[experiment.idea] = experiment
-            experiment = self.by_candidate.get(experiment.parent)
+        for idea in promotion.ideas or (promotion.experiment,):
+            experiment = self.by_idea.get(idea)
+            while experiment is not None and experiment.idea not in found and experiment.candidate != promotion.base:
+                found[experiment.idea] = experiment
+                experiment = None if promotion.ideas else self.by_candidate.get(experiment.parent)
         return tuple(found.values())
 
     @property
@@ -212,6 +219,7 @@ def history(facts: Iterable[Fact]) -> History:
         opened=opened[0] if opened else None,
         experiments=tuple(_experiments(told, files, over=bool(finished))),
         promotions=only(told, Promotion),
+        interactions=only(told, Interaction),
         holdout_answers=only(told, HoldoutAnswered),
         rechecks=only(told, ChampionRechecked),
         shams=tuple(sham for sham in only(told, ShamJudged) if sham.verdict.pairs),
@@ -239,7 +247,7 @@ def _files(facts: Sequence[Fact]) -> dict[str, Files]:
             found.setdefault(fact.baseline, fact.files)
         elif isinstance(fact, ExperimentAdmitted):
             found.setdefault(fact.candidate, fact.proposal.files)
-        elif isinstance(fact, Carried | ShamRaised):
+        elif isinstance(fact, Carried | ShamRaised | Stacked):
             found.setdefault(fact.candidate, fact.files)
     return found
 
@@ -247,9 +255,11 @@ def _files(facts: Sequence[Fact]) -> dict[str, Files]:
 def _experiments(facts: Sequence[Fact], files: Mapping[str, Files], *, over: bool) -> Iterator[Experiment]:
     """Numbered by admission; a node without anything further to try has nothing running."""
     fates: defaultdict[str, list[Fate]] = defaultdict(list)
+    together = {fact.experiment: fact.ideas for fact in only(facts, Promotion) if fact.ideas}
     for fact in facts:
         if isinstance(fact, Fate) and not (isinstance(fact, TrialFinished) and fact.purpose != "screen"):
-            fates[fact.experiment].append(fact)
+            for idea in together.get(fact.experiment, (fact.experiment,)):
+                fates[idea].append(fact)
     admitted: dict[str, ExperimentAdmitted] = {}
     for first in only(facts, ExperimentAdmitted):
         admitted.setdefault(first.proposal.idea, first)

@@ -430,6 +430,44 @@ class Carried:
 
 
 @dataclass(frozen=True)
+class Stacked:
+    """Several accepted ideas, joined into one tree on the champion: a claim of its own, measured and landed as one."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+    experiment: str  # name of the set; blocks, verdicts and the promotion carry it where an idea's name stands
+    ideas: tuple[str, ...]  # experiments, in the order in which they land: largest published gain first
+    candidate: str
+    onto: str
+    files: Files
+    at: float
+    kind: Literal["stacked"] = "stacked"
+
+    @property
+    def key(self) -> str:
+        return f"stacked:{self.experiment}:{self.onto}"
+
+
+@dataclass(frozen=True)
+class Interaction:
+    """What accepted ideas gained together, against the sum of what each had gained alone."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+    experiment: str  # name of the set
+    ideas: tuple[str, ...]
+    onto: str  # the champion that they were measured against
+    gain: float  # mean over its first pairs; 0 where they do not join or do not run
+    expected: float  # sum of the published gains
+    pairs: int
+    reason: str
+    at: float
+    kind: Literal["interaction"] = "interaction"
+
+    @property
+    def key(self) -> str:
+        return f"interaction:{self.experiment}:{self.onto}"
+
+
+@dataclass(frozen=True)
 class Verdict:
     """What the coordinator believes of a Claim, and why."""
 
@@ -528,6 +566,7 @@ class Promotion:
     request: str  # the forge's name for the pull request
     at: float
     claim_kind: ClaimKind = "gain"
+    ideas: tuple[str, ...] = ()  # where several landed together: their experiments, in that order
     kind: Literal["promotion"] = "promotion"
 
     @property
@@ -654,6 +693,8 @@ Fact = Annotated[
     | Screened
     | ClaimRaised
     | Carried
+    | Stacked
+    | Interaction
     | Verdict
     | ShamRaised
     | ShamJudged

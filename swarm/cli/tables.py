@@ -11,7 +11,19 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from coordinator.wording import Step, count, direction, duration, holdout, numbers, proxy, shams, steps
+from coordinator.wording import (
+    TOGETHER,
+    Step,
+    count,
+    direction,
+    duration,
+    holdout,
+    numbers,
+    proxy,
+    shams,
+    steps,
+    together,
+)
 from swarm.cli.words import plain
 from swarm.history import Experiment, History, Pair, Status, failure_of, score_of
 from swarm.proxy import proxy_health
@@ -215,6 +227,13 @@ def leaderboard_page(told: History) -> Iterator[RenderableType]:
     if told.finished and told.finished.final_gain is not None:
         yield Text("")
         yield Text(_gain(told))
+    if told.interactions:
+        yield Text("")
+        yield Text("accepted ideas that were joined and measured as one tree", style="bold")
+        joined = _table(*TOGETHER)
+        for row in together(told):
+            _row(joined, *row)
+        yield joined
     refuted = [e for e in told.experiments if e.status == "rejected"]
     if refuted:
         yield Text("")
@@ -226,7 +245,7 @@ def _champions(told: History, line: Sequence[Step]) -> Table:
     write = numbers(told)
     table = _table("-#", "-experiment", f"-{told.metric}", "-gain, 95 % interval", "-in all", "change")
     for step in reversed(line):
-        number = str(step.experiment.number) if step.experiment else "?"
+        number = ", ".join(str(experiment.number) for experiment in step.experiments) or "?"
         bounds = write.interval(step.verdict.low, step.verdict.high) if step.verdict else ""
         scores, total = write.mean(step.scores).partition(" ")[0], write.gain(step.total)
         _row(table, str(step.promotion.number), number, scores, f"{write.gain(step.gain)} {bounds}", total, step.change)

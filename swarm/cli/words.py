@@ -12,6 +12,7 @@ from swarm.records import (
     ExperimentAdmitted,
     Fact,
     HoldoutAnswered,
+    Interaction,
     Measurement,
     NodeJoined,
     NodeLost,
@@ -21,6 +22,7 @@ from swarm.records import (
     ShamJudged,
     ShamRaised,
     Spent,
+    Stacked,
     StudyFinished,
     StudyOpened,
     TransferChecked,
@@ -42,6 +44,7 @@ class Teller:
         self._shams: dict[str, int] = {}  # by the name that stands in the place of an experiment
         self._hypotheses: dict[str, str] = {}
         self._nodes: dict[str, str] = {}
+        self._sets: dict[str, tuple[str, ...]] = {}  # ideas that were joined, by the name of their set
 
     def lines(self, facts: Iterable[Fact]) -> list[str]:
         """A line for every fact worth one, in order."""
@@ -101,6 +104,12 @@ class Teller:
                 return (
                     f"carried {self._experiment(fact.experiment)} onto champion {fact.onto[:8]}; to be confirmed there"
                 )
+            case Stacked():
+                self._sets[fact.experiment] = fact.ideas
+                return f"joined  {self._experiment(fact.experiment)} on champion {fact.onto[:8]}; to be measured there"
+            case Interaction():
+                self._sets[fact.experiment] = fact.ideas
+                return f"joined  {self._experiment(fact.experiment)}: {fact.reason}"
             case Verdict():
                 word = "accepted" if fact.accepted else "rejected"
                 why = fact.reason.removeprefix(f"{word}: ")
@@ -138,8 +147,8 @@ class Teller:
         return f"idea    experiment {number} on {self._node(fact.node)}: {fact.proposal.hypothesis}"
 
     def _trial(self, fact: TrialFinished) -> str:
-        known = fact.experiment in self._numbers or fact.experiment in self._shams
-        about = self._about(fact.experiment) if known else f"candidate {fact.candidate[:8]}"
+        known = self._numbers.keys() | self._shams.keys() | self._sets.keys()
+        about = self._about(fact.experiment) if fact.experiment in known else f"candidate {fact.candidate[:8]}"
         where = f"{fact.purpose:9} {about} on {self._node(fact.node)}, seed {fact.seed}"
         if isinstance(fact.outcome, Measurement):
             told = " (self-reported)" if fact.outcome.self_reported else ""
@@ -149,9 +158,13 @@ class Teller:
     def _about(self, name: str) -> str:
         if name in self._shams:
             return f"sham {self._shams[name]}"
+        if name in self._sets:
+            return f"experiments {', '.join(str(self._numbers.get(one, '?')) for one in self._sets[name])} together"
         return f"experiment {self._numbers.get(name, '?')}"
 
     def _experiment(self, idea: str) -> str:
+        if idea in self._sets:
+            return self._about(idea)
         return f"experiment {self._numbers.get(idea, '?')} ({_short(self._hypotheses.get(idea, idea[:8]))})"
 
     def _node(self, uid: str) -> str:
