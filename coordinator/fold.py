@@ -22,6 +22,7 @@ from swarm.records import (
     ClaimKind,
     ClaimRaised,
     CoordinatorStarted,
+    Demotion,
     ExperimentAdmitted,
     Fact,
     HoldoutAnswered,
@@ -152,9 +153,11 @@ def _carried(state: State, fact: Carried, at: float) -> None:
         return
     if state.open_claims.pop(before.key, None) is not None:  # nothing was measured against its old base
         del state.claims[before.key]
-    if (fact.experiment, fact.onto) not in state.claims:
+    known = state.claims.get((fact.experiment, fact.onto))
+    if known is None or known.after_demotion != fact.after_demotion:
         node, platform, kind = before.node, before.platform, before.kind
         _open_claim(state, fact.experiment, fact.candidate, fact.onto, node, platform, kind, carried=True)
+        state.latest[fact.experiment].after_demotion = fact.after_demotion
 
 
 def _open_claim(
@@ -213,6 +216,7 @@ def _stand_for(state: State, claim: Claim) -> None:
     before = state.latest.get(claim.experiment)
     if before is not None:
         state.accepted.pop(before.key, None)
+    state.undone.pop(claim.experiment, None)
     state.claims[claim.key] = state.open_claims[claim.key] = state.latest[claim.experiment] = claim
 
 
@@ -367,7 +371,9 @@ def _disturbed(state: State, fact: TrialDisturbed, at: float) -> None:
 
 
 def _verdict(state: State, fact: Verdict, at: float) -> None:
-    claim = state.claims.get((fact.experiment, fact.base)) or _unmeasured(state, fact)
+    claim = state.claims.get((fact.experiment, fact.base))
+    if claim is None or claim.after_demotion != fact.after_demotion:
+        claim = _unmeasured(state, fact)
     if fact.experiment in state.experiments:
         state.experiments[fact.experiment].status = "accepted" if fact.accepted else "rejected"
     if claim is None:
@@ -395,6 +401,7 @@ def _unmeasured(state: State, fact: Verdict) -> Claim | None:
     if twin is None:
         return None
     claim = replace(twin, base=fact.base, pairs=[], drawn=Counter(), failed="", verdict=None, holdout=None, weighed=0)
+    claim.after_demotion = fact.after_demotion
     _stand_for(state, claim)
     return claim
 
@@ -445,6 +452,26 @@ def _rechecked(state: State, fact: ChampionRechecked, at: float) -> None:
     state.rechecked.append(fact)
 
 
+def _demoted(state: State, fact: Demotion, at: float) -> None:
+    """The ideas that it undoes are claims to come: each is carried onto the restored champion and confirmed anew."""
+    undone = [promotion for promotion in state.line if promotion.number in fact.undone]
+    state.demotions.append(fact)
+    state.champion = fact.restored
+    state.rechecks.clear()  # of champions that are none any more
+    state.final, state.final_failures = [], 0
+    for promotion in undone:
+        for idea in promotion.landed:
+            if promotion.claim_kind == "gain":
+                state.campaign = state.campaign.taken_back()
+            _undo(state, idea)
+
+
+def _undo(state: State, experiment: str) -> None:
+    if experiment in state.latest and experiment in state.experiments:
+        state.experiments[experiment].status = "demoted, to be confirmed again"
+        state.undone[experiment] = state.latest[experiment]
+
+
 def _spent(state: State, fact: Spent, at: float) -> None:
     state.spent = state.spent + fact.usage
 
@@ -478,6 +505,7 @@ _HANDLERS: Mapping[type, Callable[[State, Any, float], None]] = {
     Promotion: _promoted,
     TransferChecked: _transfer,
     ChampionRechecked: _rechecked,
+    Demotion: _demoted,
     Spent: _spent,
     Trouble: _trouble,
     StudyFinished: _finished,

@@ -183,10 +183,10 @@ class Leases:
     def _rechecks(self) -> Iterator[BlockDrawn]:
         """One pair at a time, as a check of transfer."""
         due = owed_recheck(self._state, self._config.decision)
-        if due is None or not wants_pair(due.of(self._state), self._config.decision):
+        if due is None or not wants_pair(due, self._config.decision, self._state.rule):
             return
         if not any(drawn.fact.purpose == "recheck" for drawn in self._state.outstanding.values()):
-            for uid in self._least_used(due.platform)[:1]:
+            for uid in self._least_used(due.claim.platform)[:1]:
                 yield self._draw(uid, "recheck", due.ancestor, [due.champion], [])
 
     def _transfers(self) -> Iterator[BlockDrawn]:

@@ -14,7 +14,7 @@ from coordinator.fold import absorb
 from coordinator.holdout import Gate, asked_of, landing, released
 from coordinator.leases import BLOCKS_IN_VAIN, Leases, Presence, in_vain, platforms_gone
 from coordinator.merging import carry
-from coordinator.rechecks import rechecked
+from coordinator.rechecks import due_demotion, rechecked
 from coordinator.reproduction import Accepted, Rejected, Undecided, decide, paired_interval, rejected_for, rule_for
 from coordinator.shams import judged, raised
 from coordinator.stacking import is_final, step, why_closed
@@ -26,6 +26,7 @@ from swarm.records import (
     Block,
     BlockLost,
     Carried,
+    ChampionRechecked,
     ExperimentAdmitted,
     Fact,
     NodeInfo,
@@ -59,7 +60,15 @@ class Promote:
     number: int
 
 
-Action = Promote | Fact
+@dataclass(frozen=True)
+class Demote:
+    """Land the earlier champion's tree again; likewise."""
+
+    found: ChampionRechecked
+    number: int
+
+
+Action = Promote | Demote | Fact
 
 
 class Mind:
@@ -116,7 +125,7 @@ class Mind:
             return []
         actions: list[Action] = [*self._membership(now), *self._lost_blocks(now), *self._admissions(now)]
         actions += [*self._verdicts(now), *self._shams(now)]
-        actions += [*checked(self.state, self.config.decision, now), *self._promotions(now)]
+        actions += [*checked(self.state, self.config.decision, now), *(self._demotion(now) or self._promotions(now))]
         if (compared := rechecked(self.state, self.config.decision, now)) is not None:
             actions.append(compared)
         return actions or self._leases(now) or self._ending(now)
@@ -260,6 +269,7 @@ class Mind:
             reason=reason + where,
             at=now,
             claim_kind=claim.kind,
+            after_demotion=claim.after_demotion,
         )
 
     def _where(self, claim: Claim, nodes: set[str]) -> str:
@@ -299,6 +309,25 @@ class Mind:
         gone = platforms_gone(self.state, self.presence, self.config.nodes.lost_after_s, now)
         return step(self.state, gone, now)
 
+    def _demotion(self, now: float) -> list[Action]:
+        """A champion that steps down, and then its ideas, one after another onto the one that is restored."""
+        for claim in self.state.undone.values():
+            return [self._carry_accepted(claim, now)]
+        found = due_demotion(self.state)
+        if found is None or now < self._retry_promotion_at or self._is_landing(found.at):
+            return []
+        return [Demote(found, len(self.state.demotions) + 1)]
+
+    def _is_landing(self, since: float) -> bool:
+        """Whether a promotion may be half done: what could land before a demotion was due lands first, and falls."""
+        state = self.state
+        for claim in state.accepted.values():
+            if claim.base == state.champion and not awaits_check(claim, state, self.config.decision):
+                told = claim.verdict if claim.holdout is None else claim.holdout
+                if not claim.awaits_holdout and told is not None and told.at <= since:
+                    return True
+        return False
+
     def _gate(self, now: float) -> Gate | None:
         """What the holdout says of the claim that would land next; None when it need not be asked."""
         claim = landing(self.state)
@@ -312,13 +341,16 @@ class Mind:
         carried = self._carried(claim, now)
         if not isinstance(carried, str):
             return carried
-        return self._close(replace(claim, base=self.state.champion, pairs=[], verdict=None), carried, now)
+        fresh = replace(claim, base=self.state.champion, pairs=[], verdict=None)
+        return self._close(replace(fresh, after_demotion=len(self.state.demotions)), carried, now)
 
     def _carried(self, claim: Claim, now: float) -> Fact | str:
         files, champion = self.state.files, self.state.champion
         if claim.sham:
             return "the champion moved before a pair of it had run"
         carried = carry(claim.experiment, files[claim.base], files[claim.candidate], files[champion], champion, now)
+        if isinstance(carried, Carried):
+            carried = replace(carried, after_demotion=len(self.state.demotions))
         if claim.kind == "simplification" and isinstance(carried, Carried):
             return carried if is_simpler(carried.files, files[champion]) else "the moved champion has as little code"
         return carried
@@ -373,7 +405,7 @@ class Mind:
     def _open_business(self) -> bool:
         """Confirmations in flight, and accepted claims on their way to the forge, come before the final comparison."""
         state = self.state
-        if any(d.fact.purpose == "confirm" for d in state.outstanding.values()):
+        if any(d.fact.purpose == "confirm" for d in state.outstanding.values()) or due_demotion(state) is not None:
             return True
         landing = [claim for claim in state.accepted.values() if claim.base == state.champion]
         return any(not awaits_check(claim, state, self.config.decision) for claim in landing)

@@ -13,6 +13,7 @@ from swarm.records import (
     BlockDrawn,
     ChampionRechecked,
     ClaimKind,
+    Demotion,
     Direction,
     ExperimentAdmitted,
     Files,
@@ -74,6 +75,7 @@ class Claim:
     failed: str = ""  # why the candidate failed on a fresh seed, if it did
     verdict: Verdict | None = None
     holdout: HoldoutAnswered | None = None
+    after_demotion: int = 0  # that it was carried in the wake of: one idea may come to one champion twice
     weighed: int = field(default=0, compare=False)  # a cache of the mind: so many pairs left it undecided
 
     @property
@@ -163,6 +165,8 @@ class State:
     transfers: dict[ClaimKey, Transfer] = field(default_factory=dict)
     rechecks: dict[tuple[str, str], Recheck] = field(default_factory=dict)  # by champion and ancestor
     rechecked: list[ChampionRechecked] = field(default_factory=list)
+    demotions: list[Demotion] = field(default_factory=list)
+    undone: dict[str, Claim] = field(default_factory=dict)  # by experiment: promoted once, to be carried and confirmed
     answers: dict[str, dict[str, str]] = field(default_factory=dict)  # node -> experiment -> what came of its claim
     answered: Counter[str] = field(default_factory=Counter)  # node -> how often that changed
     verdicts: int = 0
@@ -190,6 +194,12 @@ class State:
     scale: Scale | None = None  # that the Task names
 
     # --- reading ---
+
+    @property
+    def line(self) -> list[Promotion]:
+        """The promotions between baseline and champion, oldest first; those that were undone are no part of it."""
+        undone = {number for demotion in self.demotions for number in demotion.undone}
+        return [promotion for promotion in self.promotions if promotion.number not in undone]
 
     @property
     def direction(self) -> Direction:

@@ -412,6 +412,10 @@ class ClaimRaised:
         return f"claim:{self.experiment}:{self.base}:{self.node}"
 
 
+def _again(after_demotion: int) -> str:
+    return f":{after_demotion}" if after_demotion else ""
+
+
 @dataclass(frozen=True)
 class Carried:
     """An idea was carried onto a champion that had moved meanwhile; the new tree has to be confirmed itself."""
@@ -422,11 +426,12 @@ class Carried:
     onto: str
     files: Files
     at: float
+    after_demotion: int = 0  # number of the newest one; a champion that came back is carried onto anew
     kind: Literal["carried"] = "carried"
 
     @property
     def key(self) -> str:
-        return f"carried:{self.experiment}:{self.onto}"
+        return f"carried:{self.experiment}:{self.onto}{_again(self.after_demotion)}"
 
 
 @dataclass(frozen=True)
@@ -488,11 +493,12 @@ class Verdict:
     reason: str
     at: float
     claim_kind: ClaimKind = "gain"
+    after_demotion: int = 0  # as of the Carried that it answers; 0 for a claim that a node raised
     kind: Literal["verdict"] = "verdict"
 
     @property
     def key(self) -> str:
-        return f"verdict:{self.experiment}:{self.base}"
+        return f"verdict:{self.experiment}:{self.base}{_again(self.after_demotion)}"
 
 
 @dataclass(frozen=True)
@@ -546,11 +552,12 @@ class HoldoutAnswered:
     reason: str
     at: float
     node_s: float = 0.0  # node time that the scoring took
+    after_demotion: int = 0  # as of the Verdict that it is about
     kind: Literal["holdout_answered"] = "holdout_answered"
 
     @property
     def key(self) -> str:
-        return f"holdout:{self.experiment}:{self.base}"
+        return f"holdout:{self.experiment}:{self.base}{_again(self.after_demotion)}"
 
 
 @dataclass(frozen=True)
@@ -572,6 +579,11 @@ class Promotion:
     @property
     def key(self) -> str:
         return f"promotion:{self.number}"
+
+    @property
+    def landed(self) -> tuple[str, ...]:
+        """The experiments that it brings."""
+        return self.ideas or (self.experiment,)
 
 
 @dataclass(frozen=True)
@@ -606,7 +618,7 @@ class TransferChecked:
 
 @dataclass(frozen=True)
 class ChampionRechecked:
-    """The champion against the champion of some promotions before, on fresh seeds. It is told, and decides nothing."""
+    """The champion against the champion of some promotions before, on fresh seeds. One that is no better is demoted."""
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
     number: int  # of the promotion that made it due
@@ -618,6 +630,9 @@ class ChampionRechecked:
     high: float | None
     pairs: int
     evidence: tuple[str, ...]  # trial ids, ancestor and champion alternating
+    noise: float  # s, sd of a paired gain
+    likelihood_ratio: float  # of a gain worth having against none
+    demotes: bool  # the ancestor is to be the champion again
     reason: str
     at: float
     kind: Literal["champion_rechecked"] = "champion_rechecked"
@@ -625,6 +640,26 @@ class ChampionRechecked:
     @property
     def key(self) -> str:
         return f"rechecked:{self.number}"
+
+
+@dataclass(frozen=True)
+class Demotion:
+    """A champion was no better than an earlier one, whose tree landed again on top. Its ideas are examined anew."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+    number: int
+    rechecked: int  # number of the promotion whose comparison found it
+    champion: str  # that stepped down
+    restored: str  # candidate that is the champion again
+    undone: tuple[int, ...]  # numbers of the promotions that it undoes
+    commit: str
+    request: str  # the forge's name for the pull request
+    at: float
+    kind: Literal["demotion"] = "demotion"
+
+    @property
+    def key(self) -> str:
+        return f"demotion:{self.number}"
 
 
 @dataclass(frozen=True)
@@ -669,7 +704,7 @@ class StudyFinished:
     low: float | None
     high: float | None
     pairs: int
-    busy: float  # share of node time between first and last trial spent inside trials
+    busy: float  # share of node time between first and last trial spent inside trials or scoring on the holdout
     at: float
     kind: Literal["study_finished"] = "study_finished"
 
@@ -702,6 +737,7 @@ Fact = Annotated[
     | Promotion
     | TransferChecked
     | ChampionRechecked
+    | Demotion
     | Spent
     | Trouble
     | StudyFinished,

@@ -86,7 +86,7 @@ def promotions(desk: Desk) -> list[Promotion]:
 
 
 def landed(desk: Desk) -> list[str]:
-    return [named(p.ideas or (p.experiment,)) for p in promotions(desk)]
+    return [named(p.landed) for p in promotions(desk)]
 
 
 def interactions(desk: Desk) -> dict[str, Interaction]:

@@ -125,7 +125,7 @@ def _find_claimed(place: Path, identity: str) -> Claimed:
     experiment = find_experiment(told, identity, place)
     promotion = experiment.promotion
     if promotion is None:
-        known = ", ".join(str(told.by_idea[p.experiment].number) for p in told.promotions) or "none"
+        known = ", ".join(str(told.by_idea[p.experiment].number) for p in told.line) or "none"
         raise PrerequisiteError(
             f"experiment {experiment.number} was not promoted ({experiment.status}); promoted: {known}"
         )
