@@ -133,8 +133,11 @@ def _why_not(state: State, fact: ClaimRaised) -> str:
         return "it has no less code than the champion that it simplifies"
     if fact.base == state.champion and (twin := twin_of(state, fact.candidate)):
         return f"the same tree is experiment {state.experiments[twin.experiment].number}, accepted and about to land"
-    mine = [c for c in state.open_claims.values() if c.node == fact.node and c.base == fact.base and not c.carried]
-    return "its branch has an open claim already" if mine else ""
+    mine = [c for c in state.open_claims.values() if c.node == fact.node and c.base == fact.base and not c.ideas]
+    for claim in mine:  # one that was carried over, while its author did the same
+        if claim.candidate == fact.candidate:
+            return f"the same tree is experiment {state.experiments[claim.experiment].number}, and is being confirmed"
+    return "" if all(claim.carried for claim in mine) else "its branch has an open claim already"
 
 
 def _answer(state: State, node: str, experiment: str, words: str) -> None:
