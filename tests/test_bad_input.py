@@ -326,6 +326,13 @@ def test_joining_an_address_that_is_none(place: Path, address: str) -> None:
     assert "write it as HOST:PORT" in join(place, address=address).sentence
 
 
+@pytest.mark.parametrize("host", ["192.0.2.10", "0.0.0.0", "no-such-host.invalid", "a..b"])
+def test_waiting_for_nodes_at_an_address_of_another_machine(place: Path, host: str) -> None:
+    words = swarm(place, "coordinator", "--set", "task=task", "--host", host).sentence
+    assert f"--host '{host}' is not one address of this machine" in words and "hostname -I" in words
+    assert not (place / "studies").exists()
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", "no-such-host.invalid"])
 def test_joining_where_nothing_answers_ends_at_once(place: Path, host: str) -> None:
     ensure_token(place / "token")
