@@ -255,6 +255,12 @@ def test_a_port_in_use_is_named_with_the_fix(place: Path) -> None:
     assert f"port {port} on this machine is in use" in said.sentence and "--port" in said.err
 
 
+@pytest.mark.parametrize("port", ["10002", "19999"])
+def test_a_port_of_the_workers_is_none_for_the_head(place: Path, port: str) -> None:
+    words = swarm(place, "coordinator", "--set", "task=task", "--port", port).sentence
+    assert f"port {port}" in words and "10002 to 19999" in words and "--port" in words
+
+
 HOLDER = """
 import sys
 from pathlib import Path
