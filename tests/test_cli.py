@@ -244,7 +244,7 @@ def test_show_a_promoted_experiment_with_its_diff_trials_and_evidence(place: Pla
     verdict = experiment.verdict
     assert verdict is not None and verdict.accepted
     seeds = [str(pair.candidate.seed) for pair in place.told.pairs(verdict) if pair.candidate]
-    evidence = said.out.partition("verdict: accepted")[2]
+    evidence = said.out.partition(": accepted")[2]
     assert len(seeds) == verdict.pairs and all(seed in evidence for seed in seeds)
 
 
