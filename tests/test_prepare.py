@@ -423,6 +423,7 @@ def test_changed_manifest_is_found(prepared: Path) -> None:
     text = (prepared / "manifest.json").read_text()
     (prepared / "manifest.json").write_text(text.replace(manifest_of(prepared)["fingerprint"], "0" * 64))
     refused(run("--out", prepared, "--verify"), "manifest.json was changed")
+    refused(run("--out", prepared, "--source", manifest_of(prepared)["asked"]["source"]), "another fingerprint")
 
 
 def test_other_data_in_the_folder_is_not_taken_for_what_is_asked(prepared: Path, tmp_path: Path) -> None:

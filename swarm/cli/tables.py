@@ -153,7 +153,9 @@ def experiment_page(told: History, experiment: Experiment) -> Iterator[Renderabl
         yield from _failure(trial)
     for verdict in experiment.verdicts:
         yield Text("")
-        yield Text(plain(f"verdict: {verdict.reason}"), style="green" if verdict.accepted else "yellow")
+        against = "the baseline" if verdict.base == told.baseline else f"champion {verdict.base[:8]}"
+        told_so = f"verdict against {against}: {verdict.reason}"  # an idea that was carried has one for each champion
+        yield Text(plain(told_so), style="green" if verdict.accepted else "yellow")
         if verdict.evidence:
             yield _pair_table(told, verdict)
     if experiment.holdout is not None:

@@ -53,8 +53,8 @@ class Teller:
 
     def line(self, fact: Fact) -> str:
         """One line, cut where it is too long to read; empty for facts that only matter to machines."""
-        line = plain(self._tell(fact))
-        return line if len(line) <= LINE else f"{line[: LINE - 1]}…"
+        line, most = plain(self._tell(fact)), LINE if not isinstance(fact, Trouble) else 3 * LINE  # says what to do
+        return line if len(line) <= most else f"{line[: most - 1]}…"
 
     def _tell(self, fact: Fact) -> str:
         match fact:
