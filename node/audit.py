@@ -7,7 +7,7 @@ counters and chance all show. Knows nothing of trials; whose process answers, an
 caller.
 
 The cuts are drawn when the score is known, most often where a token cost less than it cost the others: a peek at the
-next token alone shows at no cut but the one behind it, and pays only where the others failed. `benchmarks/isolation.py`
+next token alone shows at no cut but the one behind it, and pays only where the others failed. `benchmarks/audits.py`
 says which cheats are caught how often.
 
 Bit for bit holds on a CPU: torch gives a row the same logits whatever stands beside or after it as long as the shape of
@@ -136,13 +136,15 @@ class Audit:
 
 
 def chances(bits: Bits, others: Bits | None, questions: Questions) -> Bits:
-    """How likely each position is the last before a cut, for each window: [rows, window - 1], rows sum to 1."""
-    even = np.full((len(bits), bits.shape[1] - 1), 1 / (bits.shape[1] - 1))
+    """How likely each position is the last before a cut, for each window: [rows, window], rows sum to 1.
+
+    Behind the last one nothing is replaced, but the window that begins with its target stands no longer beside it.
+    """
+    even = np.full(bits.shape, 1 / bits.shape[1])
     if others is None:
         return even
     scored = questions.token_bytes[questions.targets] > 0
     gains = np.maximum(0, np.subtract(others, bits, out=np.zeros_like(bits), where=scored))
-    gains = gains[:, :-1]  # nothing that was sent follows the last position
     sums = gains.sum(axis=1, keepdims=True)
     chance: Bits = SPREAD * even + (1 - SPREAD) * np.divide(gains, sums, out=even.copy(), where=sums > 0)
     return chance
