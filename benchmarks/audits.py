@@ -1,11 +1,16 @@
 """What the audit of answers costs, whether it spares the honest, and which cheats it catches.
 
-    python benchmarks/audits.py [--audits 200] [--draws 300]
+    python benchmarks/audits.py [--audits 200] [--runs 100] [--draws 300]
 
-It trains small models of the shipped task (bf16 and fp32, switches on and off), scores each once, and audits it with
-many secrets. Cheats are then laid on top of the real costs of each token: a peek at the next token alone, at just so
-many places that the score gains half of what a study may promote (`margin` of the decision rule, times s). Whether a
-cut falls behind one is counted; that a cut behind one shows it is what `tests/test_audit.py` holds.
+It trains small models of the shipped task (bf16 and fp32, switches on and off), and the first once more for about 60
+CPU seconds, scores each once, and audits them with many secrets. The honest ones must pass. Two of the cheats run as
+programs, `--runs` audits each; of all kinds `--draws` are laid on top of the real costs of each token, and it is
+counted whether a cut falls behind a peek (that such a cut shows it is what `tests/test_audit.py` holds). Each peeks at
+the next token alone, at just so many places that the score gains half of what a study may promote (`margin` of the
+decision rule, times s): all else that looks ahead shows at more cuts.
+
+Each audit is of one run, and draws anew; a Verdict that accepts rests on three Pairs at least. Zero of `--audits`,
+`--runs` or `--draws` leaves that part out.
 """
 
 import argparse
@@ -15,8 +20,9 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import reduce
 from pathlib import Path
 from typing import NamedTuple
@@ -39,17 +45,18 @@ from node.watch import TrialFailed, Watch, running  # noqa: E402
 from swarm.records import Limits, TrialSpec  # noqa: E402
 from swarm.task import command, load_task  # noqa: E402
 
-Peeked = NDArray[np.bool_]
+Places = NDArray[np.bool_]
+Rank = Callable[[Bits, Generator], Bits]
 NOISE = 0.014  # s of the shipped task: the sd of one run, 0.01, times the root of 2
-TRIAL_CPU_S = 60.0
+TRIAL_CPU_S, LONGER = 60.0, 24  # so many times the shipped task's tokens take about as long
 LIMITS = Limits(600, 600)
+CHOICE = "DTYPE = torch.bfloat16 if NATIVE else torch.float32"
 ON = {
-    "bf16": ("DTYPE, DTYPE_REASON = pick_dtype()", 'DTYPE, DTYPE_REASON = torch.bfloat16, "chosen"'),
-    "fp32": ("DTYPE, DTYPE_REASON = pick_dtype()", 'DTYPE, DTYPE_REASON = torch.float32, "chosen"'),
+    "bf16": (CHOICE, "DTYPE = torch.bfloat16"),
+    "fp32": (CHOICE, "DTYPE = torch.float32"),
     **{name: (f"{name} = False", f"{name} = True") for name in ("SMEAR", "BIGRAM", "ALIBI")},
 }
 MODELS = ("bf16", "fp32", "bf16 BIGRAM", "fp32 SMEAR ALIBI")
-CHEATS = ("anywhere", "where it pays most", "in few windows", "there where it pays most")
 
 
 class Model(NamedTuple):
@@ -76,7 +83,7 @@ def trained(workshop: Workshop, name: str, seed: int) -> Model:
     code.write_text(edited(name))
     spec = TrialSpec(f"{seed}", name, seed, "screen", {"train.py": code.read_text()}, LIMITS)
     run = run_trial(spec, workshop=workshop, keep=folder / "artifact")
-    print(f"{name:<18} {run.outcome.kind}, {run.outcome.cpu_s:.1f} CPU-s of training", flush=True)
+    print(f"{name:<18} {run.outcome.kind}, {workshop.task.tokens} tokens, {run.outcome.cpu_s:.1f} CPU-s", flush=True)
     return Model(name, code, folder / "artifact")
 
 
@@ -137,8 +144,8 @@ def worked(workshop: Workshop, model: Model, questions: Questions) -> Work:
     return Work(bits, between - before, cpu_s() - between)
 
 
-def refused(workshop: Workshop, model: Model, questions: Questions, times: int) -> int:
-    """How many of these audits, each with a secret of its own, refuse an honest model; one process answers them all."""
+def refused(workshop: Workshop, model: Model, questions: Questions, others: Bits, times: int) -> tuple[Bits, int]:
+    """Its bits, and how many audits, each with a secret of its own, refuse it; one process answers them all."""
     audits = [Audit(questions, np.random.default_rng()) for _ in range(times)]
 
     def keep(logits: Logits) -> None:
@@ -149,85 +156,236 @@ def refused(workshop: Workshop, model: Model, questions: Questions, times: int) 
         bits = token_bits(watch, questions, keep)
         watch.until_end()
     with answering(workshop, model) as watch:
-        found = sum(_refuses(audit, watch, bits) for audit in audits)
+        found = sum(refuses(audit, watch, bits, others) for audit in audits)
         finish(watch)
-    return found
+    return bits, found
 
 
-def _refuses(audit: Audit, watch: Watch, bits: Bits) -> bool:
+def refuses(audit: Audit, watch: Watch, bits: Bits, others: Bits) -> bool:
+    """Whether this audit finds something. It ends after a whole frame, so that the next one may begin."""
     try:
-        audit.ask_again(watch, bits, None)
+        audit.ask_again(watch, bits, others)
     except TrialFailed as failed:
-        print(f"REFUSED: {failed}", flush=True)
+        assert failed.reason == "rule", failed
         return True
     return False
 
 
-def cheat(kind: str, honest: Bits, questions: Questions, gain: float, random: Generator) -> tuple[Bits, Peeked]:
-    """Peek at the next token, which then costs nothing, at just so many places that the score gains `gain`."""
-    lengths = questions.token_bytes[questions.targets]
-    worth = np.where(lengths > 0, honest, 0.0)
-    worth[:, -1] = 0  # its next token is not sent
-    rank = random.random(worth.shape) if kind in ("anywhere", "in few windows") else -worth
-    if "few" in kind or "there" in kind:  # windows one after the other, half of each
-        best = rank.argsort(axis=1).argsort(axis=1)
-        rank = np.where(best < worth.shape[1] // 2, random.permutation(len(worth))[:, None], len(worth))
-    order = rank.ravel().argsort(kind="stable")
-    count = int(worth.ravel()[order].cumsum().searchsorted(gain * lengths.sum())) + 1
+# --- cheats that run ---
+
+
+PEEKS = """
+_honest = load
+
+
+def load(path):
+    predict = _honest(path)
+
+    def peeking(tokens):
+        logits = predict(tokens)
+        following = tokens[:, 1:, None]
+        cost = logits[:, :-1].logsumexp(2) - logits[:, :-1].gather(2, following)[..., 0]
+        places = {places}
+        return logits.scatter_add(2, following, 40.0 * places[..., None])
+
+    return peeking
+"""
+
+
+def programs(honest: Bits, questions: Questions, gain: float) -> dict[str, str]:
+    """Places of cheats that are worth about `gain`: by what stands there, and by what it costs."""
+    worth = places_worth(honest, questions)[:, :-1]
+    bits = np.sort(worth[worth > 0])[::-1]
+    wanted = gain * questions.token_bytes[questions.targets].sum()
+    every = int(bits.sum() / wanted)
+    least = bits[int(bits.cumsum().searchsorted(wanted))] * np.log(2)
+    return {
+        "anywhere": f"(tokens[:, :-1] * 7919 + torch.arange(tokens.shape[1] - 1) * 104729) % {every} == 0",
+        "where it pays most": f"cost >= {least}",
+    }
+
+
+def peeking(model: Model, places: str) -> Model:
+    """The model with a cheat around it."""
+    code = model.code.with_name("cheat.py")
+    code.write_text(model.code.read_text() + PEEKS.format(places=places))
+    return model._replace(code=code)
+
+
+# --- cheats that are laid on top of what tokens cost ---
+
+
+def anywhere(worth: Bits, random: Generator) -> Bits:
+    """Wherever it happens to be."""
+    return random.random(worth.shape)
+
+
+def dear(worth: Bits, random: Generator) -> Bits:
+    """Where it gains most, so that the places are few."""
+    return -worth
+
+
+def cheap(worth: Bits, random: Generator) -> Bits:
+    """Where nobody would look for a gain; below 0.3 bits all the places would not do."""
+    return np.where(worth > 0.3, worth, np.inf)
+
+
+def beside(worth: Bits, random: Generator) -> Bits:
+    """At the ends of windows."""
+    return np.where(np.arange(worth.shape[1]) == worth.shape[1] - 1, anywhere(worth, random), np.inf)
+
+
+def few(rank: Rank) -> Rank:
+    """In window after window, half of each: as few windows as it can be done in."""
+
+    def ranked(worth: Bits, random: Generator) -> Bits:
+        best = rank(worth, random).argsort(axis=1).argsort(axis=1)
+        return np.where(best < worth.shape[1] // 2, random.permutation(len(worth))[:, None], len(worth)).astype(float)
+
+    return ranked
+
+
+CHEATS: dict[str, tuple[Rank, str]] = {  # which places, and down to what: 0 bits, half, or what another model needs
+    "anywhere": (anywhere, "0"),
+    "dear": (dear, "0"),
+    "few windows": (few(anywhere), "0"),
+    "few, dear": (few(dear), "0"),
+    "halves": (anywhere, "half"),
+    "halves, dear": (dear, "half"),
+    "cheap": (cheap, "0"),
+    "beside": (beside, "0"),
+    "as another": (anywhere, "another"),
+    "as another, dear": (dear, "another"),
+}
+
+
+def places_worth(honest: Bits, questions: Questions, floor: Bits | float = 0.0) -> Bits:
+    """What a peek could gain at each place: also at the last, whose next token begins the window beside it."""
+    worth: Bits = np.where(questions.token_bytes[questions.targets] > 0, np.maximum(0, honest - floor), 0)
+    return worth
+
+
+def cheat(rank: Rank, honest: Bits, floor: Bits, questions: Questions, gain: float, random: Generator) -> Places:
+    """Just so many places, those of the lowest rank first, that the score gains `gain`."""
+    worth = places_worth(honest, questions, floor)
+    order = rank(worth, random).ravel().argsort(kind="stable")
+    order = order[worth.ravel()[order] > 0]
+    wanted = gain * questions.token_bytes[questions.targets].sum()
     peeked = np.zeros(worth.size, dtype=bool)
-    peeked[order[:count]] = True
-    peeked = peeked.reshape(worth.shape) & (worth > 0)
-    return np.where(peeked, 0.0, honest), peeked
+    peeked[order[: int(worth.ravel()[order].cumsum().searchsorted(wanted)) + 1]] = True
+    return peeked.reshape(worth.shape)
 
 
-def caught(kind: str, honest: Bits, others: Bits | None, questions: Questions, gain: float, draws: int) -> str:
-    """How often a cut falls behind a peek, and the share of places that were peeked at."""
-    random, hits, share = np.random.default_rng(1), 0, 0.0
+class Situation(NamedTuple):
+    """Whose costs a cheat is laid on, whom the audit knows, and whom the cheat knows."""
+
+    words: str
+    honest: Bits
+    others: Bits | None
+    another: Bits
+
+
+def caught(kind: str, at: Situation, questions: Questions, gain: float, draws: int) -> str:
+    """How often a cut falls behind a peek, and how many places were peeked at."""
+    rank, down_to = CHEATS[kind]
+    floor = {"0": np.zeros_like(at.honest), "half": at.honest / 2, "another": at.another}[down_to]
+    random, hits, places = np.random.default_rng(1), 0, 0.0
     for _ in range(draws):
-        bits, peeked = cheat(kind, honest, questions, gain, random)
-        cuts = draw_cuts(chances(bits, others, questions), random)
+        peeked = cheat(rank, at.honest, floor, questions, gain, random)
+        bits = np.where(peeked, floor, at.honest)
+        cuts = draw_cuts(chances(bits, at.others, questions), random)
         hits += bool(peeked[np.arange(len(bits)), cuts - 1].any())
-        share += float(peeked.mean()) / draws
-    return f"{hits / draws:>9.1%} ({share:.2%})"
+        places += float(peeked.sum()) / draws
+    return f"{hits / draws:.1%} ({places:.0f})"
 
 
-def main() -> None:
-    """Measure, and print what was found."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--audits", type=int, default=200)
-    parser.add_argument("--draws", type=int, default=300)
-    options = parser.parse_args()
+# --- what is printed ---
+
+
+def tell_cost(workshop: Workshop, models: list[Model], questions: Questions) -> list[Bits]:
+    """CPU seconds of scoring and audit, this process and the candidate's together. Returns the bits of each model."""
+    works = [worked(workshop, model, questions) for model in models]
+    start = min(started_s(workshop, model, questions) for model in models)
+    for model, work in zip(models, works, strict=True):
+        net = work.scoring_s + work.audit_s - 2 * start
+        print(
+            f"{model.name:<18} {bits_per_byte(work.bits, questions):.4f} scoring {work.scoring_s:.2f} + audit"
+            f" {work.audit_s:.2f} CPU-s; without two starts of {start:.2f}: {net:.2f}, {net / TRIAL_CPU_S:.1%} of 60 s",
+            flush=True,
+        )
+    return [work.bits for work in works]
+
+
+def tell_honest(workshop: Workshop, models: list[Model], part: Questions, others: Bits, audits: int) -> None:
+    """The honest must pass."""
+    each = audits // len(models)
+    found = [refused(workshop, model, part, others[: len(part.inputs)], each)[1] for model in models]
+    print(
+        f"honest models refused: {sum(found)} of {each * len(models)} audits of {len(part.inputs)} windows", flush=True
+    )
+
+
+def tell_programs(
+    workshop: Workshop, model: Model, questions: Questions, honest: Bits, others: Bits, runs: int
+) -> None:
+    """Cheats that run must not."""
+    gain = rule_for("standard").margin * NOISE / 2
+    for kind, places in programs(honest, questions, gain).items():
+        bits, found = refused(workshop, peeking(model, places), questions, others, runs)
+        won = bits_per_byte(honest, questions) - bits_per_byte(bits, questions)
+        print(f"a program that peeks {kind} gains {won:.4f}: caught in {found} of {runs} audits", flush=True)
+
+
+def tell_cheats(situations: list[Situation], questions: Questions, draws: int) -> None:
+    """All kinds, in all situations, for all dials."""
+    print("caught (places peeked at)              gain  " + "  ".join(f"{kind:>16}" for kind in CHEATS))
+    for at in situations:
+        for dial in ("economy", "standard", "thorough"):
+            gain = rule_for(dial).margin * NOISE / 2
+            row = "  ".join(f"{caught(kind, at, questions, gain, draws):>16}" for kind in CHEATS)
+            print(f"{at.words:<26} {dial:<10} {gain:.4f}  {row}", flush=True)
+
+
+def report(audits: int, runs: int, draws: int) -> None:
+    """Train the models, measure, and print what was found."""
     folder = ROOT / "baseline"
     task = load_task(folder)
     with tempfile.TemporaryDirectory() as root:
         data = prepare_data(task, folder, "", Path(root) / "data")
         assert data is not None
         workshop = Workshop(task, folder, data, Bare(), Path(root) / "scratch")
+        longer = replace(workshop, task=replace(task, tokens=LONGER * task.tokens))
         models = [trained(workshop, name, seed) for seed, name in enumerate(MODELS)]
+        models.append(trained(longer, MODELS[0], len(MODELS)))
         whole = read_questions(data.folder, "val", task.window, task.val_tokens)
         part = read_questions(data.folder, "val", task.window, 67 * task.window)  # the last frame holds 3 windows
-        print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; {CUTS} cuts a window, {SPREAD:.0%} of them even")
-        works = [worked(workshop, model, whole) for model in models]
-        start = min(started_s(workshop, model, part) for model in models)
-        false = [refused(workshop, model, part, options.audits // len(models)) for model in models]
-    for model, work in zip(models, works, strict=True):
-        net = work.scoring_s + work.audit_s - 2 * start
         print(
-            f"{model.name:<18} {bits_per_byte(work.bits, whole):.4f} scoring {work.scoring_s:.2f} + audit"
-            f" {work.audit_s:.2f} CPU-s; without two starts of {start:.2f}: {net:.2f}, {net / TRIAL_CPU_S:.1%} of 60 s"
+            f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; {len(whole.inputs)} windows of {task.window}"
+            f" tokens, {CUTS} cuts in each, {SPREAD:.0%} of them even"
         )
-    print(f"honest models refused: {sum(false)} of {options.audits // len(models) * len(models)} audits of 67 windows")
-    champion, same, better = works[0].bits, works[1].bits, works[2].bits
-    print("cheats caught (places peeked at)   gain  " + "  ".join(f"{kind:>18}" for kind in CHEATS))
-    for words, honest, others in (
-        ("like the champion", same, champion),
-        ("better than it", better, champion),
-        ("nobody known", same, None),
-    ):
-        for dial in ("economy", "standard", "thorough"):
-            gain = rule_for(dial).margin * NOISE / 2
-            row = "  ".join(caught(kind, honest, others, whole, gain, options.draws) for kind in CHEATS)
-            print(f"{words:<18} {dial:<12} {gain:>7.4f}  {row}", flush=True)
+        champion, same, better, other, _ = tell_cost(workshop, models, whole)
+        if audits:
+            tell_honest(workshop, models, part, champion, audits)
+        if runs:
+            tell_programs(workshop, models[1], whole, same, champion, runs)
+    if draws:
+        situations = [
+            Situation("like the champion", same, champion, better),
+            Situation("better than it", better, champion, same),
+            Situation("two others known", same, (champion + other) / 2, better),
+            Situation("nobody known", same, None, better),
+            Situation("knows the one other's costs", same, champion, champion),
+        ]
+        tell_cheats(situations, whole, draws)
+
+
+def main() -> None:
+    """Measure, and print what was found."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--audits", type=int, default=200)
+    parser.add_argument("--runs", type=int, default=100)
+    parser.add_argument("--draws", type=int, default=300)
+    report(**vars(parser.parse_args()))
 
 
 if __name__ == "__main__":

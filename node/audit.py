@@ -6,8 +6,11 @@ answers said there, bit for bit: so peeking, state that is carried from window t
 counters and chance all show. Knows nothing of trials; whose process answers, and that it is a new one, is up to the
 caller.
 
+Where a candidate only claimed what each token cost, the new process sends its predictions of the token behind each cut,
+which was never sent to it, and we count what it costs: within the Task's tolerance it must be what was claimed.
+
 The cuts are drawn when the score is known, most often where a token cost less than it cost the others: a peek at the
-next token alone shows at no cut but the one behind it, and pays only where the others failed. `benchmarks/isolation.py`
+next token alone shows at no cut but the one behind it, and pays only where the others failed. `benchmarks/audits.py`
 says which cheats are caught how often.
 
 Bit for bit holds on a CPU: torch gives a row the same logits whatever stands beside or after it as long as the shape of
@@ -19,18 +22,37 @@ part); a peek at a handful of positions, worth less than what is promoted.
 """
 
 from collections.abc import Hashable, Iterator
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from node.scoring import Bits, Logits, Questions, Tokens, ask, frame_rows, surprise
+from node.scoring import (
+    Bits,
+    Logits,
+    Questions,
+    Tokens,
+    ask,
+    ask_at,
+    claimed_bits,
+    frame_rows,
+    surprise,
+    token_bits,
+)
 from node.watch import TrialFailed, Watch
+from swarm.records import Limits
 
 CUTS = 3  # of each window, in one process, the earlier one first: a later one would tell it what follows the earlier
 SPREAD = 0.1  # of the cuts are drawn evenly: where nobody claims a gain, some look, too
+# Claims may be lower than what is found by this share of the tolerance on average, and by so many standard errors.
+MEAN_SHARE, MEAN_ERRORS = 0.1, 4.0
+ROUNDING_BITS = 1e-4  # a hundred times that of float32
 OTHERS = 4  # candidates that are remembered: their mean is less noisy than one
+
+# Scoring may take this many times the CPU seconds of others; the floor is two loads of torch on a busy machine.
+LATE, LATE_FLOOR_S = 3.0, 6.0
 
 Prints = NDArray[np.uint64]  # [rows, window]
 
@@ -65,7 +87,12 @@ class Others:
         return Passed(np.mean([passed.bits for passed in rest], axis=0), max(passed.cpu_s for passed in rest))
 
 
-class Audit:
+def in_time(limits: Limits, others: Passed | None) -> Limits:
+    """The limits of scoring, where others have shown how long it takes."""
+    return replace(limits, cpu_s=min(limits.cpu_s, LATE_FLOOR_S + LATE * others.cpu_s)) if others else limits
+
+
+class _Asking:
     """One audit of one artifact. Draws nothing before every scored answer is there; tells nobody."""
 
     def __init__(self, questions: Questions, random: Generator) -> None:
@@ -77,11 +104,41 @@ class Audit:
         if not len(questions.spare):
             raise OSError("the audit needs one window of text that is not scored: lower val_tokens in task.toml")
         self._questions, self._random = questions, random
-        vocabulary = len(questions.token_bytes)
+        self._vocabulary = len(questions.token_bytes)
+        self._size = frame_rows(questions.inputs.shape[1], self._vocabulary)
+
+    def _asked(self, chance: Bits) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], Tokens]]:
+        """All that is to be asked: windows, their cuts, and their tokens with another future."""
+        for cuts in draw_cuts(chance, self._random):
+            for rows in self._frames(len(cuts)):
+                yield rows, cuts[rows], self._with_other_future(rows, cuts[rows])
+
+    def _frames(self, count: int) -> Iterator[NDArray[np.int64]]:
+        """All windows once, in an order and company of their own."""
+        whole = count - count % self._size
+        order = np.concatenate((self._random.permutation(whole), whole + self._random.permutation(count - whole)))
+        for start in range(0, count, self._size):
+            yield order[start : start + self._size]
+
+    def _with_other_future(self, rows: NDArray[np.int64], cuts: NDArray[np.int64]) -> Tokens:
+        inputs, spare = self._questions.inputs[rows], self._questions.spare
+        decoys = spare[self._random.integers(0, len(spare), size=len(rows))]
+        return np.where(np.arange(inputs.shape[1]) < cuts[:, None], inputs, decoys)
+
+
+class Audit(_Asking):
+    """Of predictions, which must repeat bit for bit."""
+
+    def __init__(self, questions: Questions, random: Generator) -> None:
+        """Prepare to hear them."""
+        super().__init__(questions, random)
         # Sums of 32-bit words times secret numbers, modulo 2^64: two answers that differ agree once in 2^33.
-        self._secret = random.integers(0, 2**64, vocabulary, dtype=np.uint64)
-        self._size = frame_rows(questions.inputs.shape[1], vocabulary)
+        self._secret = random.integers(0, 2**64, self._vocabulary, dtype=np.uint64)
         self._prints: list[Prints] = []
+
+    def score(self, watch: Watch) -> Bits:
+        """What each token costs by the answers of a process, which are remembered."""
+        return token_bits(watch, self._questions, self.keep)
 
     def keep(self, logits: Logits) -> None:
         """Remember the scored answers to the next windows: 8 bytes for each position."""
@@ -98,22 +155,8 @@ class Audit:
             TrialFailed: it does not, or it ended, hung or answered something else than it was asked.
         """
         scored = np.concatenate(self._prints)
-        for cuts in draw_cuts(chances(bits, others, self._questions), self._random):
-            for rows in self._frames(len(cuts)):
-                answers = ask(watch, self._with_other_future(rows, cuts[rows]), len(self._secret))
-                self._compare(rows, cuts[rows], answers, scored[rows], bits[rows])
-
-    def _frames(self, count: int) -> Iterator[NDArray[np.int64]]:
-        """All windows once, in an order and company of their own."""
-        whole = count - count % self._size
-        order = np.concatenate((self._random.permutation(whole), whole + self._random.permutation(count - whole)))
-        for start in range(0, count, self._size):
-            yield order[start : start + self._size]
-
-    def _with_other_future(self, rows: NDArray[np.int64], cuts: NDArray[np.int64]) -> Tokens:
-        inputs, spare = self._questions.inputs[rows], self._questions.spare
-        decoys = spare[self._random.integers(0, len(spare), size=len(rows))]
-        return np.where(np.arange(inputs.shape[1]) < cuts[:, None], inputs, decoys)
+        for rows, cuts, inputs in self._asked(chances(bits, others, self._questions)):
+            self._compare(rows, cuts, ask(watch, inputs, self._vocabulary), scored[rows], bits[rows])
 
     def _compare(
         self, rows: NDArray[np.int64], cuts: NDArray[np.int64], answers: Logits, scored: Prints, bits: Bits
@@ -135,14 +178,75 @@ class Audit:
         )
 
 
+class ClaimAudit(_Asking):
+    """Of claims what each token cost, which must be near what we find."""
+
+    def __init__(self, questions: Questions, random: Generator, tolerance_bits: float) -> None:
+        """Prepare to hear them."""
+        super().__init__(questions, random)
+        self._tolerance_bits = tolerance_bits
+
+    def score(self, watch: Watch) -> Bits:
+        """What a process claims that each token costs."""
+        return claimed_bits(watch, self._questions)
+
+    def ask_again(self, watch: Watch, bits: Bits, others: Bits | None) -> None:
+        """Ask a new process; returns if its predictions cost what was claimed, each and on average.
+
+        Raises:
+            TrialFailed: they do not, or it ended, hung or answered something else than it was asked.
+        """
+        chance, gaps, weights = chances(bits, others, self._questions), [], []
+        for rows, cuts, inputs in self._asked(chance):
+            last = cuts - 1
+            found = surprise(ask_at(watch, inputs, last, self._vocabulary), self._questions.targets[rows, last])
+            self._compare(rows, cuts, found, bits[rows, last])
+            gaps.append(found - bits[rows, last])
+            weights.append(1 / chance[rows, last] / chance.shape[1])
+        low = too_low(np.concatenate(gaps), np.concatenate(weights), self._tolerance_bits)
+        if low:
+            raise TrialFailed(
+                "candidate",
+                "rule",
+                f"audit: it claimed about {low:.3g} bits less for each token than its predictions cost when a new "
+                "process was asked for some of them",
+            )
+
+    def _compare(self, rows: NDArray[np.int64], cuts: NDArray[np.int64], found: Bits, claimed: Bits) -> None:
+        at = int(abs(found - claimed).argmax())
+        if abs(found - claimed)[at] > self._tolerance_bits:
+            raise TrialFailed(
+                "candidate",
+                "rule",
+                f"audit: it claimed that token {cuts[at]} of window {rows[at]} cost {claimed[at]:.3g} bits; it cost "
+                f"{found[at]:.3g} when a new process was asked for it that had not been sent it",
+            )
+
+
+def too_low(gaps: Bits, weights: Bits, tolerance_bits: float) -> float:
+    """How much less than what was found was claimed for the average token, if that is not chance; else 0.
+
+    Weighted against the odds of the cuts, so that a little taken off where nobody looks counts, too.
+    """
+    mean, error = (gaps * weights).mean(), (gaps * weights).std() / len(gaps) ** 0.5
+    return float(mean) if mean > min(MEAN_SHARE * tolerance_bits, MEAN_ERRORS * error) + ROUNDING_BITS else 0.0
+
+
+def audit_of(questions: Questions, random: Generator, tolerance_bits: float) -> Audit | ClaimAudit:
+    """The audit that a Task asks for."""
+    return ClaimAudit(questions, random, tolerance_bits) if tolerance_bits else Audit(questions, random)
+
+
 def chances(bits: Bits, others: Bits | None, questions: Questions) -> Bits:
-    """How likely each position is the last before a cut, for each window: [rows, window - 1], rows sum to 1."""
-    even = np.full((len(bits), bits.shape[1] - 1), 1 / (bits.shape[1] - 1))
+    """How likely each position is the last before a cut, for each window: [rows, window], rows sum to 1.
+
+    Behind the last one nothing is replaced, but the window that begins with its target stands no longer beside it.
+    """
+    even = np.full(bits.shape, 1 / bits.shape[1])
     if others is None:
         return even
     scored = questions.token_bytes[questions.targets] > 0
     gains = np.maximum(0, np.subtract(others, bits, out=np.zeros_like(bits), where=scored))
-    gains = gains[:, :-1]  # nothing that was sent follows the last position
     sums = gains.sum(axis=1, keepdims=True)
     chance: Bits = SPREAD * even + (1 - SPREAD) * np.divide(gains, sums, out=even.copy(), where=sums > 0)
     return chance

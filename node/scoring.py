@@ -1,9 +1,11 @@
 """TRUSTED. Turns what a candidate left into a score that is ours.
 
 Owns the targets, the byte table, the frames and the arithmetic. The candidate's code runs elsewhere (`score.py`, in a
-box of its own, with the artifact and nothing of the split) and only ever sends predictions: never a loss, never a
-probability, so nothing has to be normalised in good faith. Nothing that a candidate wrote is parsed here beyond a
-16-byte header and raw floats; the artifact is hashed, never opened as what it claims to be.
+box of its own, with the artifact and nothing of the split) and sends predictions: never a loss, never a probability, so
+nothing has to be normalised in good faith. Where predictions are too many to be sent, it claims what each token cost,
+and nothing may rest on that before predictions of another process were held against it (`audit.py`). Nothing that a
+candidate wrote is parsed here beyond a 16-byte header and raw floats; the artifact is hashed, never opened as what it
+claims to be.
 
 NOT covered here: predictions that looked at the future. The tokens that are sent are the targets, shifted by one; only
 an audit that never sends the future can tell (`audit.py`).
@@ -27,7 +29,7 @@ from numpy.typing import NDArray
 from node.processes import has_ended
 from node.watch import NOT_A_NUMBER, TrialFailed, Watch, check_exit
 
-QUESTION, ANSWER = 0x53574D51, 0x53574D41
+ALL, CLAIMS, ONE, ANSWER = 0x53574D51, 0x53574D43, 0x53574D50, 0x53574D41
 QUESTION_HEADER, ANSWER_HEADER = struct.Struct("<III"), struct.Struct("<IIII")
 ROWS = 16  # windows in a frame: 17 MB of answers at 256 tokens and 1025 logits each
 FRAME_BYTES = 2**26  # fewer rows when the vocabulary is large
@@ -96,6 +98,22 @@ def token_bits(watch: Watch, questions: Questions, keep: Callable[[Logits], None
     return np.concatenate(found)
 
 
+def claimed_bits(watch: Watch, questions: Questions) -> Bits:
+    """Ask a running `score.py` what each target cost: its own word, [rows, window].
+
+    Raises:
+        TrialFailed: it ended, hung, answered something else than it was asked, or no number of bits.
+    """
+    found = []
+    for inputs, targets in _frames(questions):
+        whole = np.concatenate((inputs, targets[:, -1:]), axis=1)
+        found.append(_exchange(watch, CLAIMS, whole, b"", [*inputs.shape, 1])[..., 0])
+        if not (np.isfinite(found[-1]) & (found[-1] >= 0)).all():
+            raise TrialFailed("candidate", "nan", "it claimed that a token cost what is no number of bits")
+    finish(watch)
+    return np.concatenate(found).astype(np.float64)
+
+
 def bits_per_byte(bits: Bits, questions: Questions) -> float:
     """The score: bits for the targets that stand for text, over the bytes of that text.
 
@@ -152,23 +170,35 @@ def ask(watch: Watch, inputs: Tokens, vocabulary: int) -> Logits:
     Raises:
         TrialFailed: it ended, hung, or answered something else than it was asked.
     """
-    rows, window = inputs.shape
-    _send(watch, QUESTION_HEADER.pack(QUESTION, rows, window) + inputs.astype("<u2").tobytes())
+    return _exchange(watch, ALL, inputs, b"", [*inputs.shape, vocabulary])
+
+
+def ask_at(watch: Watch, inputs: Tokens, places: NDArray[np.int64], vocabulary: int) -> Logits:
+    """One frame: logits [rows, vocabulary], for one place in each window.
+
+    Raises:
+        TrialFailed: it ended, hung, or answered something else than it was asked.
+    """
+    return _exchange(watch, ONE, inputs, places.astype("<u2").tobytes(), [len(inputs), 1, vocabulary])[:, 0]
+
+
+def _exchange(watch: Watch, what: int, tokens: Tokens, more: bytes, shape: list[int]) -> Logits:
+    _send(watch, QUESTION_HEADER.pack(what, *tokens.shape) + tokens.astype("<u2").tobytes() + more)
     header = bytearray(ANSWER_HEADER.size)
     _receive(watch, memoryview(header))
-    magic, *shape = ANSWER_HEADER.unpack(header)
+    magic, *told = ANSWER_HEADER.unpack(header)
     if magic != ANSWER:
         raise TrialFailed("candidate", "scoring", f"sent something else than an answer: {bytes(header)!r}")
-    if shape != [rows, window, vocabulary]:
-        raise TrialFailed("candidate", "scoring", f"answered in shape {shape}, not {[rows, window, vocabulary]}")
-    logits: Logits = np.empty(shape, dtype=np.dtype("<f4"))
-    _receive(watch, logits.data.cast("B"))
-    return logits
+    if told != shape:
+        raise TrialFailed("candidate", "scoring", f"answered in shape {told}, not {shape}")
+    answers: Logits = np.empty(shape, dtype=np.dtype("<f4"))
+    _receive(watch, answers.data.cast("B"))
+    return answers
 
 
 def finish(watch: Watch) -> None:
     """Tell it that no question follows."""
-    _send(watch, QUESTION_HEADER.pack(QUESTION, 0, 0))
+    _send(watch, QUESTION_HEADER.pack(ALL, 0, 0))
 
 
 def _send(watch: Watch, data: bytes) -> None:

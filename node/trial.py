@@ -21,11 +21,20 @@ from pathlib import Path
 
 import numpy as np
 
-from node.audit import CUTS, Audit, Others, Passed
+from node.audit import CUTS, Others, Passed, audit_of, in_time
 from node.data import Data, write_documents, write_stream
 from node.processes import MARK
 from node.sandbox import Box, Sandbox
-from node.scoring import Split, bits_per_byte, finish, hash_artifact, printed_score, read_questions, token_bits
+from node.scoring import (
+    Split,
+    bits_per_byte,
+    claimed_bits,
+    finish,
+    hash_artifact,
+    printed_score,
+    read_questions,
+    token_bits,
+)
 from node.scratch import new_home, sweep_scratch
 from node.watch import Phase, TrialFailed, Watch, check_exit, running
 from swarm.errors import TaskError
@@ -52,11 +61,9 @@ MALLOC = {
     "MALLOC_TRIM_THRESHOLD_": "1000000000",
     "MALLOC_TOP_PAD_": "67108864",
 }
-# A screening is evidence of nothing: it saves the price of the audit, 1.4 to 1.8 CPU-s beside 4.7 of training and 1.9
-# of scoring (most of it is `import torch`). Every run that decides about a claim pays it.
+# A screening is evidence of nothing: it saves the price of the audit, 2.6 to 4.2 CPU-s beside 4 to 6 of training and
+# 1.7 to 2.3 of scoring (one of each is `import torch`). Every run that decides about a claim pays it.
 NOT_AUDITED: frozenset[Purpose] = frozenset({"reference", "screen"})
-# Scoring may take this many times the CPU seconds of others; the floor is two loads of torch on a busy machine.
-LATE, LATE_FLOOR_S = 3.0, 6.0
 OnPhase = Callable[[Phase, float], None]
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
@@ -308,10 +315,11 @@ class _Trial:
         questions = read_questions(data.folder, self.split, task.window, task.val_tokens)
         others = self.workshop.others.besides(self._comparable, self.spec.candidate)
         # Not from the seed: a candidate knows that one.
-        audit = Audit(questions, np.random.default_rng(secrets.randbits(128))) if self._audited else None
-        limits = self._limits_of_scoring(others)
+        random, tolerance = np.random.default_rng(secrets.randbits(128)), task.tolerance_bits
+        audit = audit_of(questions, random, tolerance) if self._audited else None
+        limits = in_time(self.spec.limits, others)
         with self._answering(home, "answers", limits) as watch:
-            bits = token_bits(watch, questions, audit.keep) if audit else token_bits(watch, questions)
+            bits = audit.score(watch) if audit else (claimed_bits if tolerance else token_bits)(watch, questions)
         score, cpu_s = bits_per_byte(bits, questions), watch.cpu_s
         if audit:
             if hash_artifact(home / "artifact") != identity:
@@ -323,10 +331,6 @@ class _Trial:
         if self.spec.purpose != "screen":
             self.workshop.others.remember(self._comparable, self.spec.candidate, Passed(bits, cpu_s))
         return score
-
-    def _limits_of_scoring(self, others: Passed | None) -> Limits:
-        limits = self.spec.limits
-        return replace(limits, cpu_s=min(limits.cpu_s, LATE_FLOOR_S + LATE * others.cpu_s)) if others else limits
 
     @property
     def _comparable(self) -> tuple[Split, bool]:

@@ -77,6 +77,7 @@ CHEATS: Mapping[str, str] = {
     "leaks in later windows only": "peek(places if calls >= 2 else [])",
     "leaks in every second window of a batch": "peek([i for i in places if i // window % 2])",
     "leaks by chance": "peek([i for i in places if os.urandom(1)[0] < 128])",
+    "copies from the window beside it": "peek([i for i in range(len(tokens) - 1) if (i + 1) % window == 0])",
     "looks two tokens ahead": (  # the stream is made of squares: its second difference is 2
         "for i in places[:-1]:\n"
         "        if (i + 2) % window > 1: logits[i][3 * (tokens[i] + tokens[i + 2] - 2) % V] += 2.0"
@@ -114,7 +115,7 @@ def test_a_cheat_scores_well_and_is_refused(tmp_path: Path, cheat: str) -> None:
     assert believed.score < honest.score
     assert isinstance(refused, Failure), refused
     assert (refused.blame, refused.reason) == ("candidate", "rule")
-    assert re.match(r"audit: in window \d+ its predictions from the first [1-7] tokens changed when", refused.message)
+    assert re.match(r"audit: in window \d+ its predictions from the first [1-8] tokens changed when", refused.message)
 
 
 def test_an_artifact_that_changes_while_it_is_scored_is_refused(tmp_path: Path) -> None:
@@ -147,7 +148,7 @@ def test_a_gain_that_nobody_else_had_is_looked_at_in_nearly_every_window_that_ha
 
 
 @given(st.integers(0, 2**32), st.booleans())
-def test_each_cut_leaves_something_before_and_behind_it_and_the_earlier_is_asked_first(seed: int, alone: bool) -> None:
+def test_each_cut_leaves_something_before_it_and_the_earlier_is_asked_first(seed: int, alone: bool) -> None:
     random = np.random.default_rng(seed)
     questions = text(random, 8, 6)
     bits, others = random.random((2, 8, 6))
@@ -155,7 +156,7 @@ def test_each_cut_leaves_something_before_and_behind_it_and_the_earlier_is_asked
     chance = chances(bits, None if alone else others, questions)
     assert np.allclose(chance.sum(axis=1), 1)
     cuts = draw_cuts(chance, random)
-    assert cuts.min() >= 1 and cuts.max() <= 5
+    assert cuts.min() >= 1 and cuts.max() <= 6
     assert (np.diff(cuts, axis=0) >= 0).all()
 
 
