@@ -65,6 +65,7 @@ class Claim:
     rule: Rule  # likewise
     kind: ClaimKind = "gain"
     carried: bool = False  # by the coordinator, onto a champion that had moved; no longer anybody's branch tip
+    twin: int = 0  # number of an earlier experiment that comes to the same tree on this base
     ideas: tuple[str, ...] = ()  # of a set of accepted ideas: their experiments, in the order in which they land
     pairs: list[Pair] = field(default_factory=list)
     drawn: Counter[str] = field(default_factory=Counter)  # node -> blocks that it was given for this claim
