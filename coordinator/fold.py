@@ -114,6 +114,8 @@ def _claimed(state: State, fact: ClaimRaised, at: float) -> None:
     where = state.platform_of(fact.node)
     state.claimed_on.append(where)
     _open_claim(state, fact.experiment, fact.candidate, fact.base, fact.node, where, fact.claim_kind)
+    if fact.base == state.champion and (twin := twin_of(state, fact.candidate)) is not None:
+        state.latest[fact.experiment].twin = state.experiments[twin.experiment].number
 
 
 def _why_not(state: State, fact: ClaimRaised) -> str:
@@ -131,8 +133,6 @@ def _why_not(state: State, fact: ClaimRaised) -> str:
         return "the noise of its Platform is not known yet"
     if fact.claim_kind == "simplification" and not is_simpler(state.files[fact.candidate], state.files[fact.base]):
         return "it has no less code than the champion that it simplifies"
-    if fact.base == state.champion and (twin := twin_of(state, fact.candidate)):
-        return f"the same tree is experiment {state.experiments[twin.experiment].number}, accepted and about to land"
     mine = [c for c in state.open_claims.values() if c.node == fact.node and c.base == fact.base and not c.ideas]
     for claim in mine:  # one that was carried over, while its author did the same
         if claim.candidate == fact.candidate:

@@ -41,11 +41,11 @@ def trial_id(candidate: str, seed: int, platform: str, purpose: Purpose, number:
 
 
 def platforms_gone(state: State, presence: Mapping[str, Presence], patience_s: float, now: float) -> set[str]:
-    """Platforms that measured claims, and of whose nodes none was heard for so long."""
+    """Platforms that measured claims, and of whose nodes none was heard for so long, while others were."""
     if now - state.session_started <= patience_s:
         return set()
     here = {state.platform_of(uid) for uid, known in presence.items() if now - known.heard_at <= patience_s}
-    return state.noise.keys() - here
+    return state.noise.keys() - here if here else set()
 
 
 def in_vain(claim: Claim) -> bool:

@@ -211,6 +211,8 @@ class Mind:
             return self._close(claim, "the champion already contains this idea", now)
         if claim.failed:
             return self._close(claim, claim.failed, now)
+        if claim.twin:
+            return self._close(claim, f"experiment {claim.twin} comes to the same tree, and was claimed before", now)
         if claim.ideas and (reason := why_closed(self.state, claim)):
             return self._close(claim, reason, now)
         if claim.base != self.state.champion and not claim.pairs and not in_flight:
@@ -225,7 +227,7 @@ class Mind:
             return None
         if isinstance(decision, Accepted) and (objection := self._too_slow(claim) or self._badly_kept(claim)):
             return self._close(claim, objection, now)
-        return self._verdict_of(claim, decision, decision.reason, now)
+        return self._verdict_of(claim, decision, decision.reason + self._where(claim), now)
 
     def _too_slow(self, claim: Claim) -> str:
         """CPU time over the study's baseline, chained through the champion's run in each block so that load cancels."""
@@ -249,8 +251,6 @@ class Mind:
 
     def _verdict_of(self, claim: Claim, decision: Accepted | Rejected, reason: str, now: float) -> Verdict:
         trials = tuple(t for pair in claim.pairs for t in (pair.champion_trial, pair.candidate_trial))
-        nodes = {pair.node for pair in claim.pairs}
-        where = self._where(claim, nodes) if claim.pairs else ""
         finite = bool(claim.pairs)
         return Verdict(
             experiment=claim.experiment,
@@ -265,14 +265,15 @@ class Mind:
             bar=claim.bar,
             noise=claim.noise.sd,
             evidence=trials,
-            nodes=len(nodes),
-            reason=reason + where,
+            nodes=len({pair.node for pair in claim.pairs}),
+            reason=reason,
             at=now,
             claim_kind=claim.kind,
             after_demotion=claim.after_demotion,
         )
 
-    def _where(self, claim: Claim, nodes: set[str]) -> str:
+    def _where(self, claim: Claim) -> str:
+        nodes = {pair.node for pair in claim.pairs}
         own = ", the proposer's own among them" if claim.node in nodes else ""
         few = " (three other nodes were not there)" if len(nodes - {claim.node}) < 3 else ""
         return f"; confirmed on {len(nodes)} node{'s' if len(nodes) > 1 else ''}{own}{few}"

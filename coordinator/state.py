@@ -69,6 +69,7 @@ class Claim:
     kind: ClaimKind = "gain"
     sham: int = 0  # its number, if the coordinator raised it to audit itself; then there is no such experiment
     carried: bool = False  # by the coordinator, onto a champion that had moved; no longer anybody's branch tip
+    twin: int = 0  # number of an earlier experiment that comes to the same tree on this base
     ideas: tuple[str, ...] = ()  # of a set of accepted ideas: their experiments, in the order in which they land
     pairs: list[Pair] = field(default_factory=list)
     drawn: Counter[str] = field(default_factory=Counter)  # node -> blocks that it was given for this claim
