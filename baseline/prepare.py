@@ -222,6 +222,8 @@ def already(out: Path, asked: Asked) -> dict[str, Any] | None:
     if manifest["asked"] != asked.what():
         there = ", ".join(f"{k} {v}" for k, v in manifest["asked"].items() if v != asked.what().get(k))
         raise PrepareError(f"{out} holds other data ({there}): choose another --out, or ask for what is there")
+    if not _has_its_fingerprint(out, manifest):
+        raise PrepareError(f"{out} has another fingerprint than its manifest says: remove it and prepare it again")
     print(f"{out}: already prepared by Python {manifest['python']}")
     return manifest
 
@@ -255,12 +257,19 @@ def verify(folder: Path) -> dict[str, Any]:
     for name, facts in manifest["files"].items():
         if hash_file(folder / name) != facts["sha256"]:
             raise PrepareError(f"{folder / name} is damaged: remove {folder} and prepare it again")
-    lengths = np.load(folder / "token_bytes.npy", allow_pickle=False).tolist()
     tokens = {split: facts["sha256"] for split, facts in manifest["splits"].items()}
     listed = {split: manifest["files"].get(f"{split}/tokens.bin", {}).get("sha256") for split in SPLITS}
-    if fingerprint_of(manifest, lengths) != manifest["fingerprint"] or tokens != listed:
+    if not _has_its_fingerprint(folder, manifest) or tokens != listed:
         raise PrepareError(f"{folder / 'manifest.json'} was changed: remove {folder} and prepare it again")
     return manifest
+
+
+def _has_its_fingerprint(folder: Path, manifest: dict[str, Any]) -> bool:
+    try:
+        lengths = np.load(folder / "token_bytes.npy", allow_pickle=False).tolist()
+        return fingerprint_of(manifest, lengths) == manifest["fingerprint"]
+    except (OSError, ValueError, EOFError):
+        return False
 
 
 # ---- the folder aside
@@ -311,7 +320,7 @@ def main() -> int:
     arguments = _parser().parse_args()
     out: Path = arguments.out.resolve()
     source = arguments.source
-    if source.startswith("text:"):
+    if source.startswith("text:") and source != "text:":
         source = f"text:{Path(source.removeprefix('text:')).expanduser().resolve()}"
     cache = (arguments.cache or out.parent / "downloads").resolve()
     workers, part_bytes = max(1, arguments.workers), max(1, arguments.part_bytes)

@@ -100,10 +100,13 @@ DOWNLOADS = {
 
 def find_parts(source: str, cache: Path, shards: int, part_bytes: int, offline: bool) -> list[Part]:
     """The parts of a source, downloaded where needed."""
+    folder = source.removeprefix("text:") if source.startswith("text:") else ""
+    if shards and (source == "stdlib" or folder):
+        raise PrepareError(f"--shards {shards}: {source} has no shards, public data sets have: leave it away")
     if source == "stdlib":
         return [_stdlib_part()]
-    if source.startswith("text:"):
-        return _folder_parts(Path(source.removeprefix("text:")), part_bytes)
+    if folder:
+        return _folder_parts(Path(folder), part_bytes)
     if source not in DOWNLOADS:
         valid = ", ".join(["stdlib", "text:PATH", *DOWNLOADS])
         raise PrepareError(f"--source {source!r} is not known: choose one of {valid}")
@@ -183,6 +186,8 @@ def _folder_parts(root: Path, part_bytes: int) -> list[Part]:
         raise PrepareError(f"text:{root} is not a folder: splits are drawn by file or folder name, so name a folder")
     files = (path for path in root.rglob("*") if path.is_file() and not path.is_symlink())
     paths = [p for p in files if not any(n.startswith(".") for n in p.relative_to(root).parts) and p.stat().st_size]
+    if not paths:
+        raise PrepareError(f"{root} holds no text: put files with text there, 30 or more, or name another folder")
     names = {path.relative_to(root).parts[0].removesuffix(".py") for path in paths}
     missing = sorted(set(SPLITS) - {split_of(name) for name in names})
     if missing:

@@ -5,155 +5,123 @@
     python train.py --data data/train --out out --seed 0 --budget stream.bin    # as the swarm runs it
     python train.py --tier gpu --budget 600M --seconds 300                      # the same model, larger, on one GPU
 
-`--budget FILE` is the whole of what may be learnt from: one flat array of uint16 tokens, written for this trial by its
-runner (pieces of 256 consecutive tokens, drawn by the seed; a border between two pieces just costs a little loss).
-Every token is a training target at most once, so SEQ_LEN and BATCH may change, the number of tokens may not.
-`--budget 205k` draws such a stream here. What this file prints is for people: scores are computed elsewhere, from the
-predictions that `load` gives. Only by hand, where `val` lies beside the training tokens, is val_bpb computed here, too.
+`--budget FILE` is all that may be learnt from: uint16 tokens, written for this trial by its runner (on the CPU pieces
+of 256, drawn by the seed). Each is a training target at most once: SEQ_LEN and BATCH may change, their number may not.
+`--budget 205k` draws such a stream here. What is printed is for people: scores are computed elsewhere, from what `load`
+predicts. With `--seconds` wall time is the budget: this file builds and compiles first, writes `ready` in --out and
+waits for the stream. Its coming starts the clock; the model is written before the seconds are over.
 
-With `--seconds` wall time is the budget. This file builds and compiles first, writes `ready` in --out, and waits until
-its runner moves the stream into place: the clock starts there, every step from then on is training, and the checkpoint
-is written before the seconds are over.
-
-On the CPU: one thread, and the same seed and stream give bit-identical weights. The constants below may be searched by
-a machine: every sane value works (`# choices:` and `# range:` say which), in any combination.
+On the CPU: one thread, and the same seed and stream give bit-identical weights. In this order: constants, tiers, model,
+loss, optimiser, data, training, and what a run by hand likes to see.
 """
 
 import argparse
 import gc
-import importlib
 import json
 import math
 import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# A percentage is the change of val_bpb that flipping the switch makes at equal tokens, three paired seeds, with 0.1 to
-# 0.5 % of noise: `benchmarks/effects.py` measures them again.
+# ======== Constants. Every value that `choices:` or `range:` names works, in any combination: machines may search here.
+# A percentage is what the edit does to val_bpb at equal tokens (negative is better): the mean of three paired seeds,
+# each +-0.1 to 0.5. `benchmarks/effects.py` measures them again.
 
-# ---- Shape of the model. Width 96: -1.3 %, depth 3: -0.3 %, each for about a quarter more time.
-# Channels of the residual stream, a multiple of HEAD_DIM; layers; channels of one attention head.
-WIDTH = 64  # choices: 32, 64, 96, 128
-DEPTH = 2  # choices: 1, 2, 3, 4
-HEAD_DIM = 32  # choices: 16, 32, 64
-# Hidden channels of the MLP per residual channel.
-MLP_RATIO = 4  # choices: 2, 3, 4, 6
-# Non-linearity of the MLP; relu2 = relu squared (Primer, arXiv 2109.08668); gelu: +0.1 %, which is noise.
-ACTIVATION = "relu2"  # choices: relu2, gelu, silu
-# Logits are squeezed into +-SOFTCAP by a tanh (Gemma 2, arXiv 2408.00118); 0 = off: no change, for 17 % less time.
-SOFTCAP = 15.0  # range: 0..30
-# A second embedding of the token feeds the values of every other layer (modded-nanogpt, 2024-12); without: +1.9 %.
-VALUE_EMBEDDING = True
+# ---- Shape of the model.
+WIDTH = 64  # choices: 32, 64, 96, 128; channels of the residual stream, a multiple of HEAD_DIM; 96: -1.3 %
+DEPTH = 2  # choices: 1, 2, 3, 4; layers; 3: -0.3 %, for a fifth more time
+HEAD_DIM = 32  # choices: 16, 32, 64; channels of one attention head; 16: +0.7 %
+MLP_RATIO = 4  # choices: 2, 3, 4, 6; hidden channels of the MLP per residual channel; 6: 0.0 %
+ACTIVATION = "relu2"  # choices: relu2, gelu, silu; in the MLP; relu2: squared (Primer, arXiv 2109.08668); gelu: +0.1 %
+SOFTCAP = 15.0  # range: 0..30; a tanh keeps the logits within this (Gemma 2, arXiv 2408.00118); 0, off: -0.0 %
+VALUE_EMBEDDING = True  # a second embedding feeds every other layer's values (modded-nanogpt, 2024); off: +1.9 %
 
-# ---- Known techniques that are shipped OFF, on purpose: an offline search then has something real to find. They are no
-# secret, and a swarm that switches one on has discovered nothing new. All three together: -5.0 %.
-# Add an embedding of the hashed (previous, current) pair of tokens (modded-nanogpt, 2026): -4.1 %.
-BIGRAM = False
-BIGRAM_ROWS = 4096  # range: 512..16384 log
-# Mix the previous token's embedding into each token's, by a learned weight per channel (modded-nanogpt, 2025): -2.0 %.
-SMEAR = False
-# Attention that falls off linearly with distance, instead of rotary positions (ALiBi, arXiv 2108.12409): -1.4 %.
-ALIBI = False
-# Its slope for the first head; each other head has a quarter of the one before. Three times the tokens want 0.06.
-SLOPE = 0.5  # range: 0.01..1 log
+# ---- Known techniques, shipped OFF on purpose: a search then has something real to find. They are no secret: a swarm
+# that switches one on has discovered nothing new. All three together: -5.0 %.
+
+BIGRAM = False  # Add an embedding of the hashed (previous, current) pair of tokens (modded-nanogpt, 2026): -4.1 %
+BIGRAM_ROWS = 4096  # range: 512..16384 log; rows that the pairs share
+SMEAR = False  # Mix the previous token's embedding into each, by a weight per channel (modded-nanogpt, 2025): -2.0 %
+ALIBI = False  # Attention falls off linearly with distance; no rotary positions (ALiBi, arXiv 2108.12409): -1.4 %
+SLOPE = 0.5  # range: 0.01..1 log; ALIBI's fall for the first head, a quarter of it for each next; for 3x tokens 0.06
 
 # ---- Optimisation.
-# Tokens per sequence in training; scores are taken at 256, so positions must extrapolate.
-SEQ_LEN = 128  # choices: 64, 128, 256
-# The slowest rotary turn takes 2 pi ROPE_BASE tokens; 10 000, made for long texts: +0.4 % (three seeds).
-ROPE_BASE = 100.0  # range: 10..100000 log
-# Sequences per step. Half the batch is twice the steps: better per token, dearer in time.
-BATCH = 8  # choices: 4, 8, 16, 32
-# Muon, for the matrices: step size and momentum.
-MATRIX_LR = 0.04  # range: 0.01..0.16 log
-MOMENTUM = 0.9  # range: 0.7..0.97
-# Adam's step sizes for the embeddings, the rows of BIGRAM, the head (these three x sqrt(64 / WIDTH)) and the mixing
-# weights. Rows of pairs are rare and overshoot: BIGRAM_LR 0.5 costs 0.3 % here, 4.3 % at three times the tokens.
-EMBED_LR = 0.5  # range: 0.1..4 log
-BIGRAM_LR = 0.125  # range: 0.02..1 log
-HEAD_LR = 0.02  # range: 0.004..0.1 log
-SCALAR_LR = 0.05  # range: 0.005..0.5 log
-# Share of the steps, at the end, over which all step sizes fall linearly to 0.
-WARMDOWN = 0.5  # range: 0..1
+SEQ_LEN = 128  # choices: 64, 128, 256; tokens per sequence in training; scores are taken at 256; 256: +1.9 %
+ROPE_BASE = 100.0  # range: 10..100000 log; the slowest rotary turn takes 2 pi times this many tokens; 10000: +0.4 %
+BATCH = 8  # choices: 4, 8, 16, 32; sequences per step; 4: -0.4 %, for a tenth more time; 16: +0.8 %
+MATRIX_LR = 0.04  # range: 0.01..0.16 log; step size of the matrices, by Muon; 0.02: +0.7 %, 0.08: +0.4 %
+MOMENTUM = 0.9  # range: 0.7..0.97; momentum of Muon; 0.95: +0.3 %
+EMBED_LR = 0.5  # range: 0.1..4 log; Adam's step size of embeddings at width 64, as width^-0.5; 1: -0.3 %
+BIGRAM_LR = 0.125  # range: 0.02..1 log; step size of BIGRAM's rows, which overshoot: 0.5: +0.3 %, at 3x tokens +4.3 %
+HEAD_LR = 0.02  # range: 0.004..0.1 log; step size of the head, also as width^-0.5; 0.01: +0.6 %
+SCALAR_LR = 0.05  # range: 0.005..0.5 log; step size of the mixing weights; 0.02: -0.1 %
+WARMDOWN = 0.5  # range: 0..1; last share of the steps, in which the step sizes fall linearly to 0; 0.8: +0.2 %
 
-
-# ---- What a GPU's time is spent on, and a CPU trial does without: fixed here, switches of the GPU tier below.
-# Tokens that most layers look back, 0 = all; every fourth layer, counted from the last, always sees all.
-WINDOW = 0  # fixed
-# Attention stays within the document of its token.
-DOCUMENTS = False  # fixed
-# Passes over BATCH sequences whose gradients are added up to one step; with the ramp a quarter of them in the first
-# third of the training, half in the second.
-PASSES = 1  # fixed
-BATCH_RAMP = False  # fixed
-# Share of the step sizes that is left when WARMDOWN ends.
-LR_FLOOR = 0.0  # fixed
-# The model that is kept is a moving average of the weights over the last steps, with this decay; 0 = off.
-TAIL_EMA = 0.0  # fixed
-# Compile model and loss as one (torch.compile), forwards and backwards.
-COMPILE = False  # fixed
-# Rows of the head are filled up to a multiple of this, as tensor cores like it.
-PAD_VOCAB = 1  # fixed
-# Context and number of the tokens that a run by hand is scored on.
-SCORED_WINDOW = 256  # fixed
-SCORED_TOKENS = 65536  # fixed
+# ---- What a GPU's time is spent on and a CPU trial does without: fixed here, switches of the GPU tier below.
+WINDOW = 0  # fixed: tokens that a layer looks back, 0 = all; each fourth layer, counted from the last, always sees all
+DOCUMENTS = False  # fixed: attention stays within the document of its token
+PASSES = 1  # fixed: batches whose gradients are added up to one step
+BATCH_RAMP = False  # fixed: a quarter of these passes in the first third of the training, half in the second
+LR_FLOOR = 0.0  # fixed: share of the step sizes that is left at the end
+TAIL_EMA = 0.0  # fixed: keep the moving average of the last weights, with this decay; 0 = off
+COMPILE = False  # fixed: model and loss as one, forwards and backwards
+PAD_VOCAB = 1  # fixed: the head's rows are filled up to a multiple of this, as tensor cores like it
 
 # ---- The GPU tier, `--tier gpu`: each GPU_NAME takes the place of NAME; what has no GPU_ line holds for both. Meant
-# for one H100 and 300 s: 54 M parameters, context 2048, vocabulary 8192. Sizes and step sizes follow public five-minute
-# runs (autoresearch, modded-nanogpt). NOT measured with this file: `benchmarks/gpu.sh` measures it and every switch.
+# for one H100 and 300 s: 54 M parameters, vocabulary 8192. Sizes and step sizes follow public five-minute runs
+# (autoresearch, modded-nanogpt). Their effects are NOT measured with this file: `benchmarks/gpu.sh` does it.
 
-GPU_WIDTH = 512  # choices: 384, 512, 640, 768
-GPU_DEPTH = 8  # choices: 6, 7, 8, 9, 10, 12
-GPU_HEAD_DIM = 128  # choices: 64, 128
-GPU_BIGRAM = True
-GPU_BIGRAM_ROWS = 8192  # range: 4096..131072 log
-GPU_BIGRAM_LR = 0.5  # range: 0.1..4 log
-GPU_SMEAR = True
+GPU_WIDTH = 512  # choices: 384, 512, 640, 768; channels of the residual stream
+GPU_DEPTH = 8  # choices: 6, 7, 8, 9, 10, 12; layers
+GPU_HEAD_DIM = 128  # choices: 64, 128; channels of one attention head
+GPU_BIGRAM = True  # an embedding of the hashed (previous, current) pair of tokens; not measured
+GPU_BIGRAM_ROWS = 8192  # range: 4096..131072 log; rows that the pairs share
+GPU_BIGRAM_LR = 0.5  # range: 0.1..4 log; Adam's step size of these rows
+GPU_SMEAR = True  # the previous token's embedding, mixed into each by a weight per channel; not measured
 GPU_ALIBI = False  # fixed: the kernels that skip what is masked know no slopes
-GPU_SEQ_LEN = 2048  # choices: 1024, 2048
-GPU_ROPE_BASE = 10000.0  # range: 100..100000 log
-GPU_BATCH = 64  # choices: 16, 32, 64, 128
-GPU_MATRIX_LR = 0.04  # range: 0.01..0.16 log
-GPU_MOMENTUM = 0.95  # range: 0.8..0.98
-GPU_EMBED_LR = 2.0  # range: 0.5..8 log
-GPU_HEAD_LR = 0.014  # range: 0.004..0.05 log
-GPU_SCALAR_LR = 0.05  # range: 0.005..0.5 log
-GPU_WARMDOWN = 0.75  # range: 0.2..1
-GPU_LR_FLOOR = 0.05  # range: 0..0.2
-GPU_WINDOW = 256  # choices: 0, 128, 256, 512, 1024
-GPU_DOCUMENTS = True
-GPU_PASSES = 4  # choices: 1, 2, 4, 8
-GPU_BATCH_RAMP = True
-GPU_TAIL_EMA = 0.98  # range: 0.9..0.995
+GPU_SEQ_LEN = 2048  # choices: 1024, 2048; tokens per sequence in training
+GPU_ROPE_BASE = 10000.0  # range: 100..100000 log; the slowest rotary turn takes 2 pi times this many tokens
+GPU_BATCH = 64  # choices: 16, 32, 64, 128; sequences per pass
+GPU_MATRIX_LR = 0.04  # range: 0.01..0.16 log; step size of the matrices, by Muon
+GPU_MOMENTUM = 0.95  # range: 0.8..0.98; momentum of Muon
+GPU_EMBED_LR = 2.0  # range: 0.5..8 log; Adam's step size of the embeddings, at width 64
+GPU_HEAD_LR = 0.014  # range: 0.004..0.05 log; Adam's step size of the head, at width 64
+GPU_SCALAR_LR = 0.05  # range: 0.005..0.5 log; Adam's step size of the mixing weights
+GPU_WARMDOWN = 0.75  # range: 0.2..1; last share of the training, in which the step sizes fall
+GPU_LR_FLOOR = 0.05  # range: 0..0.2; share of the step sizes that is left at the end; not measured
+GPU_WINDOW = 256  # choices: 0, 128, 256, 512, 1024; tokens that three of four layers look back, 0 = all; not measured
+GPU_DOCUMENTS = True  # attention stays within the document of its token; not measured
+GPU_PASSES = 4  # choices: 1, 2, 4, 8; batches whose gradients are added up to one step
+GPU_BATCH_RAMP = True  # a quarter of the passes in the first third, half in the second; not measured
+GPU_TAIL_EMA = 0.98  # range: 0.9..0.995; decay of the moving average of the last weights; not measured
 GPU_COMPILE = True  # fixed: without it the same model, slower
 GPU_PAD_VOCAB = 64  # fixed
-GPU_SCORED_WINDOW = 2048  # fixed
-GPU_SCORED_TOKENS = 1048576  # fixed
 # `--tier tiny`: the GPU tier's code at sizes that a CPU tries in seconds.
-TINY = {
-    **{"WIDTH": 64, "DEPTH": 4, "HEAD_DIM": 32, "BIGRAM_ROWS": 512, "SEQ_LEN": 128, "BATCH": 2, "WINDOW": 32},
-    **{"COMPILE": False, "SCORED_WINDOW": 256, "SCORED_TOKENS": 8192},
-}
-
-# Dense bf16, in 10^12 operations per second, by the maker's data sheets; the first name that the GPU's name contains.
-PEAKS = {"B200": 2250, "H200": 989, "GH200": 989, "H100 PCIe": 756, "H100": 989, "A100": 312, "L40S": 362, "L4": 121}
+TINY = {"WIDTH": 64, "DEPTH": 4, "HEAD_DIM": 32, "BIGRAM_ROWS": 512, "SEQ_LEN": 128, "BATCH": 2, "WINDOW": 32}
+TINY["COMPILE"] = False
 
 
-# ---- Which tier, which device, which precision, which kernel.
+# ======== Tiers: which constants, device, precision and kernel.
+STARTED = time.perf_counter()
 TIER = "cpu"
 DEVICE = torch.device("cpu")
-KERNEL = "sdpa"  # of attention within documents; "flex" and "fa3" skip what is masked
+# bf16 where this CPU multiplies it natively: 4.6x the fp32 rate, while emulated bf16 is slower than fp32. Asked of the
+# CPU, not timed: a busy machine must not change the weights.
+NATIVE = any(torch.cpu.get_capabilities().get(name) for name in ("avx512_bf16", "amx_bf16"))
+DTYPE = torch.bfloat16 if NATIVE else torch.float32
+KERNEL = "sdpa"  # of attention within documents and windows; "flex" and "fa3" skip what is masked
 FUSED: Any = None  # that kernel's function
+BLOCK_MASK: Any = None  # what makes a mask for "flex"
 
 
 def use_tier(tier: str) -> None:
@@ -167,37 +135,26 @@ def use_tier(tier: str) -> None:
     if tier == "gpu" and torch.cuda.is_available():
         torch.set_float32_matmul_precision("high")
         here["DEVICE"] = torch.device("cuda")
-        bf16 = torch.cuda.is_bf16_supported()
-        here["DTYPE"] = torch.bfloat16 if bf16 else torch.float32
-        here["DTYPE_REASON"] = f"{'bf16' if bf16 else 'fp32 (no bf16 here)'} on {torch.cuda.get_device_name()}"
+        here["DTYPE"] = torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
 
 
 def use_kernel(name: str) -> None:
     """Load the function of an attention kernel. Raises ImportError or RuntimeError where it cannot run."""
-    fused = None
+    fused = block_mask = None
     if name == "fa3":
-        fused = importlib.import_module("flash_attn_interface").flash_attn_varlen_func
+        from flash_attn_interface import flash_attn_varlen_func as fused
+
         if DEVICE.type == "cuda" and torch.cuda.get_device_capability()[0] != 9:
             raise RuntimeError("FlashAttention-3 needs a GPU of the Hopper generation")
     if name == "flex":
-        fused = importlib.import_module("torch.nn.attention.flex_attention").flex_attention
-    globals().update(KERNEL=name, FUSED=fused)
+        from torch.nn.attention.flex_attention import create_block_mask as block_mask
+        from torch.nn.attention.flex_attention import flex_attention as fused
+
+        block_mask = torch.compile(block_mask, dynamic=False) if COMPILE else block_mask
+    globals().update(KERNEL=name, FUSED=fused, BLOCK_MASK=block_mask)
 
 
-def pick_dtype() -> tuple[torch.dtype, str]:
-    """bf16 where this CPU multiplies it natively (4.6x the fp32 rate), fp32 elsewhere (emulated bf16 is slower).
-
-    Asked of the CPU, not timed: a busy machine must not change the weights.
-    """
-    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"):
-        return torch.bfloat16, "bf16 (native on this CPU)"
-    return torch.float32, "fp32 (no native bf16 on this CPU)"
-
-
-DTYPE, DTYPE_REASON = pick_dtype()
-
-
+# ======== Model: pieces, attention, blocks.
 def norm(x: Tensor) -> Tensor:
     """Normalise without learned parameters. LayerNorm, because torch fuses it on the CPU (rms_norm: 6 % slower)."""
     return F.layer_norm(x, (x.size(-1),))
@@ -231,59 +188,34 @@ def previous(x: Tensor, first: float = 0.0) -> Tensor:
 
 @lru_cache(maxsize=4)
 def rotation(length: int) -> tuple[Tensor, Tensor]:
-    """Cosine and signed sine of rotary positions (RoPE, arXiv 2104.09864), [T, 1, HEAD_DIM]."""
+    """Cosine and signed sine by which channels turn in pairs (RoPE, arXiv 2104.09864), [T, 1, HEAD_DIM]."""
     frequencies = ROPE_BASE ** -(torch.arange(0, HEAD_DIM, 2) / HEAD_DIM)
     angles = torch.outer(torch.arange(length), frequencies)[:, None, :]
     cos, sin = angles.cos(), angles.sin()
     return torch.cat((cos, cos), dim=-1).to(DEVICE, DTYPE), torch.cat((sin, -sin), dim=-1).to(DEVICE, DTYPE)
 
 
-def rotate(x: Tensor, turn: tuple[Tensor, Tensor]) -> Tensor:
-    """Turn pairs of channels by an angle that grows with the position. `x` is [B, T, heads, HEAD_DIM]."""
-    cos, sin = turn
-    a, b = x.chunk(2, dim=-1)
-    return torch.addcmul(x * cos, torch.cat((b, a), dim=-1), sin)
-
-
 @lru_cache(maxsize=4)
 def attention_bias(length: int) -> Tensor:
-    """What is added to the attention logits, [heads, T, T]: -inf for the future, with ALIBI a slope for the past.
-
-    Rotary positions are not trusted beyond what they were trained on: nothing further back than SEQ_LEN is seen (-1 %).
-    """
+    """What is added to the attention logits, [heads, T, T]: -inf for the future, with ALIBI a slope for the past."""
     position = torch.arange(length)
     distance = position[:, None] - position[None, :]
     heads = WIDTH // HEAD_DIM
     slopes = SLOPE * 4.0 ** -torch.arange(heads) if ALIBI else torch.zeros(heads)
-    bias = -slopes[:, None, None] * distance
+    # Rotary positions are not trusted beyond what they were trained on: nothing before the last SEQ_LEN is seen (-1 %).
     unseen = (distance < 0) | (distance >= (length if ALIBI else SEQ_LEN))
-    return bias.masked_fill(unseen, -math.inf).to(DTYPE)
-
-
-def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Causal attention, [B, heads, T, HEAD_DIM] each.
-
-    In bf16 by hand: torch's fused kernel needs twice the time on a CPU (in fp32 it needs half, so there it is used).
-    """
-    if TIER != "cpu" and not ALIBI:
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
-    rows, heads, length, channels = q.shape
-    bias = attention_bias(length)
-    if DTYPE == torch.float32:
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
-    q, k, v = (x.reshape(rows * heads, length, channels) for x in (q, k, v))
-    bias = bias.expand(rows, heads, length, length).reshape(rows * heads, length, length)
-    logits = torch.baddbmm(bias, q, k.transpose(1, 2), alpha=channels**-0.5)
-    return torch.bmm(logits.softmax(dim=-1), v).view(rows, heads, length, channels)
+    return (-slopes[:, None, None] * distance).masked_fill(unseen, -math.inf).to(DEVICE, DTYPE)
 
 
 def look_back(tokens: Tensor, bos: int, windows: set[int]) -> dict[int, Any]:
-    """By window: what attention within documents may see, in the form that KERNEL takes.
+    """By window: what attention may see, in the form that `attend` takes.
 
     Position q sees k <= q of its own document, less than `window` before it. A document goes on in the next row of the
     stream without its beginning: no token is thrown away, and all kernels compute the same.
     """
     rows, length = tokens.shape
+    if not (DOCUMENTS or WINDOW):  # all of the past: one mask, made once; a GPU's kernel needs none
+        return dict.fromkeys(windows, attention_bias(length) if TIER == "cpu" or ALIBI else None)
     if KERNEL == "fa3":  # one list of borders for all windows; its length is fixed, so that nothing compiles twice
         borders = torch.full((tokens.numel() // 16 + 1,), tokens.numel(), dtype=torch.int32)
         row_starts = torch.arange(0, tokens.numel(), length)
@@ -298,52 +230,48 @@ def look_back(tokens: Tensor, bos: int, windows: set[int]) -> dict[int, Any]:
         return lambda b, h, q, k: (k <= q) & (q - k < window) & (document[b, q] == document[b, k])
 
     if KERNEL == "flex":
-        mask = importlib.import_module("torch.nn.attention.flex_attention").create_block_mask
-        mask = compiled(mask) if COMPILE else mask
-        return {window: mask(seen(window), rows, None, length, length, device=DEVICE.type) for window in windows}
+        return {window: BLOCK_MASK(seen(window), rows, None, length, length, device=DEVICE.type) for window in windows}
     place = torch.arange(length, device=DEVICE)
     row = torch.arange(rows, device=DEVICE)[:, None, None]
     return {window: seen(window)(row, 0, place[:, None], place)[:, None] for window in windows}
 
 
-@lru_cache(maxsize=4)
-def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compiled for fixed shapes, once."""
-    return torch.compile(function, dynamic=False)
-
-
-def attend_within(q: Tensor, k: Tensor, v: Tensor, seen: Any, window: int) -> Tensor:
-    """Attention within documents and windows, [B, heads, T, HEAD_DIM] each; `seen` as `look_back` gives it."""
+def attend(q: Tensor, k: Tensor, v: Tensor, seen: Any, window: int) -> Tensor:
+    """Attention, [B, heads, T, HEAD_DIM] each; `seen` as `look_back` gives it."""
+    rows, heads, length, channels = q.shape
+    if seen is None or KERNEL == "sdpa" and seen.dtype != torch.bfloat16:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, is_causal=seen is None)
+    if KERNEL == "sdpa":  # by hand: in bf16 on a CPU torch's fused kernel takes twice the time (in fp32 it takes half)
+        q, k, v = (x.reshape(rows * heads, length, channels) for x in (q, k, v))
+        bias = seen.expand(rows, heads, length, length).reshape(rows * heads, length, length)
+        logits = torch.baddbmm(bias, q, k.transpose(1, 2), alpha=channels**-0.5)
+        return torch.bmm(logits.softmax(dim=-1), v).view(rows, heads, length, channels)
     if KERNEL == "flex":
         return FUSED(q, k, v, block_mask=seen)
-    if KERNEL == "sdpa":
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
-    rows, heads, length, channels = q.shape
     q, k, v = (x.transpose(1, 2).reshape(rows * length, heads, channels) for x in (q, k, v))
-    reach = (min(window, length) - 1, 0)
-    y = FUSED(q, k, v, seen, seen, length, length, causal=True, window_size=reach)
+    y = FUSED(q, k, v, seen, seen, length, length, causal=True, window_size=(min(window, length) - 1, 0))
     y = y[0] if isinstance(y, tuple) else y  # some versions also give the log-sum-exp
     return y.view(rows, length, heads, channels).transpose(1, 2)
 
 
 class Attention(nn.Module):
-    """Multi-head attention with QK-norm (arXiv 2010.04245); a value embedding may join its values."""
+    """Multi-head attention with QK-norm (arXiv 2010.04245; off: +0.6 %); a value embedding may join its values."""
 
     def __init__(self) -> None:
         super().__init__()
         self.q, self.k, self.v = (Linear(WIDTH, WIDTH) for _ in range(3))
-        self.out = Linear(WIDTH, WIDTH, std=0.0)  # zero: every block starts as the identity
+        self.out = Linear(WIDTH, WIDTH, std=0.0)  # every block starts as the identity; off: +0.1 %
 
-    def forward(
-        self, x: Tensor, value: Tensor | None, turn: tuple[Tensor, Tensor], seen: dict[int, Any] | None, window: int
-    ) -> Tensor:
+    def forward(self, x: Tensor, value: Tensor | None, turn: tuple[Tensor, Tensor], seen: Any, window: int) -> Tensor:
         shape = (*x.shape[:2], -1, HEAD_DIM)
         v = (self.v(x) if value is None else self.v(x) + value).view(shape).transpose(1, 2)
         both = torch.cat((self.q.weight, self.k.weight)).to(x.dtype)  # in one go: fewer, larger calls
         qk = norm(F.linear(x, both).view(shape))
-        q, k = (qk if ALIBI else rotate(qk, turn)).transpose(1, 2).chunk(2, dim=1)
-        y = attend(q, k, v) if seen is None else attend_within(q, k, v, seen[window], window)
-        return self.out(y.transpose(1, 2).reshape(x.shape))
+        if not ALIBI:
+            a, b = qk.chunk(2, dim=-1)
+            qk = torch.addcmul(qk * turn[0], torch.cat((b, a), dim=-1), turn[1])
+        q, k = qk.transpose(1, 2).chunk(2, dim=1)
+        return self.out(attend(q, k, v, seen, window).transpose(1, 2).reshape(x.shape))
 
 
 class MLP(nn.Module):
@@ -356,8 +284,7 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.up(x)
-        x = F.relu(x).square() if ACTIVATION == "relu2" else getattr(F, ACTIVATION)(x)
-        return self.down(x)
+        return self.down(F.relu(x).square() if ACTIVATION == "relu2" else getattr(F, ACTIVATION)(x))
 
 
 class GPT(nn.Module):
@@ -365,7 +292,11 @@ class GPT(nn.Module):
 
     def __init__(self, vocab_size: int, depth: int | None = None) -> None:
         super().__init__()
-        check_constants()
+        assert WIDTH % HEAD_DIM == 0, f"WIDTH {WIDTH} must be a multiple of HEAD_DIM {HEAD_DIM}"
+        assert HEAD_DIM % 2 == 0, f"HEAD_DIM {HEAD_DIM} must be even: rotary positions turn pairs of channels"
+        assert ACTIVATION in ("relu2", "gelu", "silu"), f"ACTIVATION {ACTIVATION!r} must be relu2, gelu or silu"
+        assert 0 <= WARMDOWN <= 1, f"WARMDOWN {WARMDOWN} must lie in 0..1"
+        assert not (ALIBI and (DOCUMENTS or WINDOW)), "ALIBI needs whole attention: switch DOCUMENTS and WINDOW off"
         depth = depth or DEPTH
         self.vocab_size = vocab_size
         self.token = embedding(vocab_size, std=1.0)
@@ -375,7 +306,7 @@ class GPT(nn.Module):
         self.values = nn.ModuleDict({i: embedding(vocab_size, std=WIDTH**-0.5) for i in fed})
         self.attention = nn.ModuleList(Attention() for _ in range(depth))
         self.mlp = nn.ModuleList(MLP() for _ in range(depth))
-        # Every block reads its own mix of the stream and of the embedding x0 (modded-nanogpt, record of 2024-11).
+        # Every block reads its own mix of the stream and of the embedding x0 (modded-nanogpt, 2024); off: 0.0 %.
         self.mix_stream = nn.Parameter(torch.ones(depth))
         self.mix_x0 = nn.Parameter(torch.full((depth,), 0.1))
         padded = -(-vocab_size // PAD_VOCAB) * PAD_VOCAB
@@ -386,90 +317,78 @@ class GPT(nn.Module):
         last, short = len(self.attention) - 1, min(WINDOW or length, length)
         return [length if (last - i) % 4 == 0 else short for i in range(last + 1)]
 
-    def around(self, tokens: Tensor) -> tuple[tuple[Tensor, Tensor], dict[int, Any] | None]:
+    def around(self, tokens: Tensor) -> tuple[tuple[Tensor, Tensor], dict[int, Any]]:
         """What a pass needs beside its tokens: kept out of the compiled part, since it depends on what they are."""
         length = tokens.size(1)
-        bos = self.vocab_size - 1
-        return rotation(length), look_back(tokens, bos, {*self.windows(length)}) if DOCUMENTS or WINDOW else None
+        return rotation(length), look_back(tokens, self.vocab_size - 1, {*self.windows(length)})
 
-    def forward(self, tokens: Tensor, around: Any = None) -> Tensor:
-        return softcap(self.head(self.stream(tokens, around))[..., : self.vocab_size])
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Bigram before the norm, smear behind it: rows of rare pairs grow huge, and cost 4 % when not normalised."""
+        x = self.token(tokens)
+        if self.bigram is not None:  # the row of (previous token, token) is a hash: pairs may share rows
+            before = previous(tokens, first=self.vocab_size - 1)
+            x = x + self.bigram((before * 36313 ^ tokens * 27191) % BIGRAM_ROWS)
+        x = norm(x)
+        if self.smear is not None:
+            x = x + self.smear * previous(x)
+        return x.to(DTYPE)
 
-    def stream(self, tokens: Tensor, around: Any = None) -> Tensor:
-        """What the head reads, [B, T, WIDTH]."""
+    def logits(self, tokens: Tensor, around: Any = None) -> Tensor:
+        """Before the softcap."""
         turn, seen = around or self.around(tokens)
         windows = self.windows(tokens.size(1))
         x = x0 = self.embed(tokens)
         for i, (attention, mlp) in enumerate(zip(self.attention, self.mlp, strict=True)):
             x = self.mix_stream[i].to(DTYPE) * x + self.mix_x0[i].to(DTYPE) * x0
             value = self.values[str(i)](tokens).to(DTYPE) if str(i) in self.values else None
-            x = x + attention(norm(x), value, turn, seen, windows[i])
+            x = x + attention(norm(x), value, turn, seen[windows[i]], windows[i])
             x = x + mlp(norm(x))
-        return norm(x)
+        logits = self.head(norm(x))
+        return logits if logits.size(-1) == self.vocab_size else logits[..., : self.vocab_size]
 
-    def embed(self, tokens: Tensor) -> Tensor:
-        """Bigram before the norm, smear behind it: rows of rare pairs grow huge, and cost 4 % when not normalised."""
-        x = self.token(tokens)
-        if self.bigram is not None:
-            x = x + self.bigram(self.pair_row(tokens))
-        x = norm(x)
-        if self.smear is not None:
-            x = x + self.smear * previous(x)
-        return x.to(DTYPE)
-
-    def pair_row(self, tokens: Tensor) -> Tensor:
-        """The row of the bigram table for (previous token, token): a hash, so that pairs may share rows."""
-        before = previous(tokens, first=self.vocab_size - 1)
-        return (before * 36313 ^ tokens * 27191) % BIGRAM_ROWS
+    def forward(self, tokens: Tensor, around: Any = None) -> Tensor:
+        logits = self.logits(tokens, around)
+        return SOFTCAP * torch.tanh(logits / SOFTCAP) if SOFTCAP else logits
 
 
-def softcap(logits: Tensor) -> Tensor:
-    """Bend large logits back."""
-    return SOFTCAP * torch.tanh(logits / SOFTCAP) if SOFTCAP else logits
+# ======== Loss.
+class CappedLoss(torch.autograd.Function):
+    """Mean cross entropy of the softcapped `logits` [N, V], in nats, its gradient worked out in the same pass.
 
-
-class HeadLoss(torch.autograd.Function):
-    """Mean cross entropy of the softcapped head: x [N, WIDTH] and weight [V, WIDTH] to nats.
-
-    The gradient is worked out in the same pass, by hand: half of autograd's time, a sixth of a step's. It is what
-    training sees of the head and of `softcap`: whoever changes those changes this.
+    Half of autograd's time, a sixth of a step's. C tanh(x / C) = 2 C sigmoid(2 x / C) - C, where the C at the end
+    changes no probability: sigmoid takes a tenth of tanh's time on a CPU. Whoever changes `GPT.forward` changes this.
+    Spoils `logits`.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-        gradient, nats = capped_gradient(F.linear(x, weight).float(), targets[:, None])
-        gradient = gradient.to(x.dtype)
-        ctx.save_for_backward(gradient @ weight, gradient.T @ x)
-        return nats
+    def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:
+        targets = targets[:, None]
+        bent = logits.float().mul_(2 / SOFTCAP).sigmoid_() if SOFTCAP else logits.float()
+        gradient = torch.softmax(2 * SOFTCAP * bent if SOFTCAP else bent, dim=-1)
+        loss = -gradient.gather(1, targets).clamp_min(1e-38).log().mean()
+        gradient.scatter_add_(1, targets, gradient.new_full(targets.shape, -1.0)).mul_(1 / len(targets))
+        if SOFTCAP:
+            gradient.mul_(bent.addcmul_(bent, bent, value=-1)).mul_(4)
+        ctx.save_for_backward(gradient.to(logits.dtype))
+        return loss
 
     @staticmethod
-    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, Tensor, None]:
-        of_x, of_weight = ctx.saved_tensors
-        return of_x * upstream[0], of_weight * upstream[0], None
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None]:
+        (gradient,) = ctx.saved_tensors
+        return (gradient if upstream[0] == 1 else gradient * upstream[0]), None  # to multiply by 1 takes 1 % of a step
 
 
-def capped_gradient(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """The gradient of the mean loss with regard to `logits` [N, V] before the cap, and that loss. Spoils `logits`.
-
-    C tanh(x / C) = 2 C sigmoid(2 x / C) - C, where the C at the end changes no probability: sigmoid takes a tenth of
-    tanh's time on a CPU.
-    """
-    bent = logits.mul_(2 / SOFTCAP).sigmoid_() if SOFTCAP else logits
-    gradient = torch.softmax(2 * SOFTCAP * bent if SOFTCAP else bent, dim=-1)
-    loss = -gradient.gather(1, targets).clamp_min(1e-38).log().mean()
-    gradient.scatter_add_(1, targets, gradient.new_full(targets.shape, -1.0)).mul_(1 / len(targets))
-    return (gradient.mul_(bent.addcmul_(bent, bent, value=-1)).mul_(4) if SOFTCAP else gradient), loss
+LossOf = Callable[[GPT, Tensor, Tensor, Any], Tensor]
 
 
-def check_constants() -> None:
-    """Say what is wrong with an edit in one line, before anything runs."""
-    assert WIDTH % HEAD_DIM == 0, f"WIDTH {WIDTH} must be a multiple of HEAD_DIM {HEAD_DIM}"
-    assert HEAD_DIM % 2 == 0, f"HEAD_DIM {HEAD_DIM} must be even: rotary positions turn pairs of channels"
-    assert ACTIVATION in ("relu2", "gelu", "silu"), f"ACTIVATION {ACTIVATION!r} must be relu2, gelu or silu"
-    assert 0 <= WARMDOWN <= 1, f"WARMDOWN {WARMDOWN} must lie in 0..1"
-    assert not (ALIBI and (DOCUMENTS or WINDOW)), "ALIBI needs whole attention: switch DOCUMENTS and WINDOW off"
+def plain_loss(model: GPT, inputs: Tensor, targets: Tensor, around: Any) -> Tensor:
+    """Nats per token; on a CPU with the gradient by hand, on a GPU the compiler does as well."""
+    if TIER == "cpu":
+        return CappedLoss.apply(model.logits(inputs, around).flatten(0, 1), targets.flatten())
+    return F.cross_entropy(model(inputs, around).float().flatten(0, 1), targets.flatten())
 
 
+# ======== Optimiser.
 def orthogonalise(updates: Tensor) -> Tensor:
     """Bring all singular values of each matrix near 1, by a quintic Newton-Schulz iteration. [n, r, c] with r <= c."""
     x = updates.to(DTYPE)
@@ -480,17 +399,37 @@ def orthogonalise(updates: Tensor) -> Tensor:
     return x.float()
 
 
-class Muon:
-    """Momentum with orthogonalised steps (Jordan et al. 2024). Matrices of one shape are stacked: few, large calls."""
+def lying(matrix: Tensor) -> Tensor:
+    """The matrix or its transpose, whichever is at least as wide as high. A view."""
+    return matrix if matrix.size(0) <= matrix.size(1) else matrix.T
 
-    def __init__(self, matrices: list[nn.Parameter]) -> None:
-        stacks: dict[tuple[int, ...], list[nn.Parameter]] = {}
-        for matrix in matrices:
+
+class Optimizer:
+    """Muon for the matrices inside the blocks, Adam for the rest; one schedule scales all step sizes."""
+
+    def __init__(self, model: GPT) -> None:
+        stacks: dict[tuple[int, ...], list[nn.Parameter]] = {}  # matrices of one shape: few, large calls
+        for matrix in (*model.attention.parameters(), *model.mlp.parameters()):
             stacks.setdefault(tuple(sorted(matrix.shape)), []).append(matrix)
         self.stacks = [(stack, torch.zeros(len(stack), *shape, device=DEVICE)) for shape, stack in stacks.items()]
+        narrow = (64 / WIDTH) ** 0.5
+        rest = [(module.weight, EMBED_LR * narrow) for module in (model.token, *model.values.values())]
+        rest += [] if model.bigram is None else [(model.bigram.weight, BIGRAM_LR * narrow)]
+        rest += [(p, SCALAR_LR) for p in model.parameters() if p.dim() == 1]
+        rest += [(model.head.weight, HEAD_LR * narrow)]
+        self.slots = [(p, lr, torch.zeros_like(p), torch.zeros_like(p)) for p, lr in rest]
+        self.steps = 0
 
     @torch.no_grad()
-    def step(self, lr: float) -> None:
+    def step(self, progress: float) -> None:
+        """One step, after the share `progress` of the budget."""
+        scale = min(1.0, (1 - progress) / WARMDOWN) if WARMDOWN else 1.0
+        scale = LR_FLOOR + (1 - LR_FLOOR) * scale
+        self.adam(scale)
+        self.muon(MATRIX_LR * scale)
+
+    def muon(self, lr: float) -> None:
+        """Momentum with orthogonalised steps (Jordan et al. 2024). Adam, the best of 5 step sizes: +0.7 %."""
         for stack, momentum in self.stacks:
             gradients = torch.stack([lying(p.grad) for p in stack])
             momentum.lerp_(gradients, 1 - MOMENTUM)
@@ -499,24 +438,8 @@ class Muon:
                 lying(p).sub_(update, alpha=lr * max(1.0, p.size(0) / p.size(1)) ** 0.5)
                 p.grad = None
 
-
-def lying(matrix: Tensor) -> Tensor:
-    """The matrix or its transpose, whichever is at least as wide as high. A view."""
-    return matrix if matrix.size(0) <= matrix.size(1) else matrix.T
-
-
-class Adam:
-    """Adam (arXiv 1412.6980) for parameters that each have their own step size.
-
-    Not torch.optim's: making one of those imports the compiler, a fifth of a trial's CPU time.
-    """
-
-    def __init__(self, parameters: list[tuple[nn.Parameter, float]]) -> None:
-        self.slots = [(p, lr, torch.zeros_like(p), torch.zeros_like(p)) for p, lr in parameters]
-        self.steps = 0
-
-    @torch.no_grad()
-    def step(self, scale: float, beta1: float = 0.8, beta2: float = 0.95, eps: float = 1e-10) -> None:
+    def adam(self, scale: float, beta1: float = 0.8, beta2: float = 0.95, eps: float = 1e-10) -> None:
+        """As in arXiv 1412.6980. Not torch.optim's: making one imports the compiler, a fifth of a trial's CPU time."""
         self.steps += 1
         unbias = (1 - beta2**self.steps) ** 0.5 / (1 - beta1**self.steps)
         for p, lr, mean, square in self.slots:
@@ -524,27 +447,6 @@ class Adam:
             square.mul_(beta2).addcmul_(p.grad, p.grad, value=1 - beta2)
             p.addcdiv_(mean, square.sqrt().add_(eps), value=-lr * scale * unbias)
             p.grad = None
-
-
-class Optimizer:
-    """Muon for the matrices inside the blocks, Adam for the rest; one schedule scales all step sizes."""
-
-    def __init__(self, model: GPT) -> None:
-        self.muon = Muon([*model.attention.parameters(), *model.mlp.parameters()])
-        tables = [module.weight for module in (model.token, *model.values.values())]
-        pairs = [] if model.bigram is None else [model.bigram.weight]
-        scalars = [p for p in model.parameters() if p.dim() == 1]
-        narrow = (64 / WIDTH) ** 0.5
-        groups = [(tables, EMBED_LR * narrow), (pairs, BIGRAM_LR * narrow), (scalars, SCALAR_LR)]
-        groups.append(([model.head.weight], HEAD_LR * narrow))
-        self.adam = Adam([(p, lr) for parameters, lr in groups for p in parameters])
-
-    def step(self, progress: float) -> None:
-        """One step, after the share `progress` of the budget."""
-        scale = min(1.0, (1 - progress) / WARMDOWN) if WARMDOWN else 1.0
-        scale = LR_FLOOR + (1 - LR_FLOOR) * scale
-        self.adam.step(scale)
-        self.muon.step(MATRIX_LR * scale)
 
 
 class TailAverage:
@@ -555,17 +457,93 @@ class TailAverage:
 
     @torch.no_grad()
     def update(self, progress: float) -> None:
-        if TAIL_EMA and progress >= 0.8 and self.average:
+        if TAIL_EMA and progress >= 0.8:
+            self.average = self.average or [p.clone() for p in self.weights]
             torch._foreach_lerp_(self.average, self.weights, 1 - TAIL_EMA)
-        elif TAIL_EMA and progress >= 0.8:
-            self.average = [p.clone() for p in self.weights]
 
     @torch.no_grad()
     def keep(self) -> None:
-        for p, average in zip(self.weights, self.average, strict=bool(self.average)):
-            p.copy_(average)
+        if self.average:
+            torch._foreach_copy_(self.weights, self.average)
 
 
+# ======== Data.
+def read_tokens(path: Path) -> np.ndarray:
+    """A file of uint16 tokens, mapped; refused when empty or cut short in the middle of a token."""
+    size = path.stat().st_size
+    if size == 0 or size % 2:
+        raise ValueError(f"{path} holds {size} bytes: cut short; remove the prepared folder and prepare it again")
+    return np.memmap(path, dtype="<u2", mode="r")
+
+
+def number_in(budget: str) -> int | None:
+    """`205k` as a number; None when it must be a file."""
+    number = re.fullmatch(r"(\d+(?:\.\d+)?)([kKmM]?)", budget)
+    return int(float(number[1]) * {"": 1, "k": 1_000, "m": 1_000_000}[number[2].lower()]) if number else None
+
+
+def read_stream(budget: str, data: Path, seed: int, scale: int = 1) -> np.ndarray:
+    """The tokens of this trial: the runner's file, or `scale` times as many as told, in pieces drawn by the seed."""
+    if Path(budget).is_file():
+        return read_tokens(Path(budget))
+    number = number_in(budget)
+    if number is None:
+        raise ValueError(f"--budget {budget} is neither a file nor a number of tokens such as 205k")
+    count, tokens = scale * number, read_tokens(data / "tokens.bin")
+    if DOCUMENTS:
+        return whole_documents(tokens, np.load(data / "documents.npy").astype(np.int64), seed, count)
+    piece = min(256, len(tokens) - 1)
+    starts = np.random.default_rng(seed).integers(0, len(tokens) - piece, size=-(-count // piece))
+    return np.concatenate([tokens[:0], *(tokens[start : start + piece] for start in starts)])[:count]
+
+
+def whole_documents(tokens: np.ndarray, starts: np.ndarray, seed: int, count: int) -> np.ndarray:
+    """Documents in an order drawn by the seed, each once before any comes again; the last is cut."""
+    random, lengths = np.random.default_rng(seed), np.diff(starts, append=len(tokens))
+    order = np.concatenate([random.permutation(len(starts)) for _ in range(-(-count // lengths.sum()))])
+    order = order[: lengths[order].cumsum().searchsorted(count) + 1]
+    return np.concatenate([tokens[starts[i] : starts[i] + lengths[i]] for i in order])[:count]
+
+
+class Batches:
+    """Inputs and targets [BATCH, SEQ_LEN], one pair after the other. Each token is a target at most once.
+
+    The stream is read by BATCH readers side by side, so that the rows of a batch come from different pieces.
+    """
+
+    def __init__(self, stream: np.ndarray, bos: int, vocab_size: int = 65536) -> None:
+        self.stream, self.bos, self.count = stream, bos, len(stream) // (SEQ_LEN * BATCH)
+        if self.count == 0:
+            raise ValueError(f"--budget has {len(stream)} tokens, less than one step of {SEQ_LEN * BATCH}: raise it")
+        if (largest := stream[: 2**24].max()) >= vocab_size:
+            raise ValueError(f"token {largest} is outside the vocabulary of {vocab_size}")
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        if not 0 <= index < self.count:
+            raise IndexError(index)
+        first = SEQ_LEN * (np.arange(BATCH) * self.count + index)
+        tokens = self.stream[first[:, None] + np.arange(-1, SEQ_LEN)].astype(np.int64)
+        if index == 0:
+            tokens[0, 0] = self.bos
+        pair = torch.from_numpy(tokens)
+        return pair[:, :-1], pair[:, 1:]
+
+
+def read_batches(arguments: argparse.Namespace, data: Path, meta: dict[str, int]) -> Batches:
+    """What this trial learns from."""
+    stream = read_stream(arguments.budget, data, arguments.seed, arguments.scale.get("tokens", 1))
+    return Batches(stream, meta["bos"], meta["vocab_size"])
+
+
+def to_device(tokens: Tensor) -> Tensor:
+    """Without waiting for what the device does now."""
+    return tokens if DEVICE.type == "cpu" else tokens.contiguous().pin_memory().to(DEVICE, non_blocking=True)
+
+
+# ======== Training.
 class Clock:
     """How much of the budget is used, in batches and in seconds."""
 
@@ -586,92 +564,6 @@ class Clock:
         self.used += batches
         now = self.now()
         self.step_s, self.ticked = now - self.ticked, now
-
-
-def read_stream(budget: str, data: Path, seed: int, scale: int = 1) -> np.ndarray:
-    """The tokens of this trial: the runner's file, or `scale` times as many as told, in pieces drawn by the seed."""
-    if Path(budget).is_file():
-        return read_tokens(Path(budget))
-    number = re.fullmatch(r"(\d+(?:\.\d+)?)([kKmM]?)", budget)
-    if number is None:
-        raise ValueError(f"--budget {budget} is neither a file nor a number of tokens such as 205k")
-    count = scale * int(float(number[1]) * {"": 1, "k": 1_000, "m": 1_000_000}[number[2].lower()])
-    tokens = read_tokens(data / "tokens.bin")
-    if DOCUMENTS:
-        return whole_documents(tokens, np.load(data / "documents.npy").astype(np.int64), seed, count)
-    piece = min(256, len(tokens) - 1)
-    starts = np.random.default_rng(seed).integers(0, len(tokens) - piece, size=-(-count // piece))
-    return np.concatenate([tokens[:0], *(tokens[start : start + piece] for start in starts)])[:count]
-
-
-def read_tokens(path: Path) -> np.ndarray:
-    """A file of uint16 tokens, mapped; refused when empty or cut short in the middle of a token."""
-    size = path.stat().st_size
-    if size == 0 or size % 2:
-        raise ValueError(f"{path} holds {size} bytes: cut short; remove the prepared folder and prepare it again")
-    return np.memmap(path, dtype="<u2", mode="r")
-
-
-def whole_documents(tokens: np.ndarray, starts: np.ndarray, seed: int, count: int) -> np.ndarray:
-    """Documents in an order drawn by the seed, each once before any comes again; the last is cut."""
-    random, ends, parts, found = np.random.default_rng(seed), np.append(starts[1:], len(tokens)), [], 0
-    while found < count:
-        for i in random.permutation(len(starts)):
-            parts.append(tokens[starts[i] : ends[i]])
-            found += len(parts[-1])
-            if found >= count:
-                break
-    return np.concatenate(parts)[:count]
-
-
-class Batches(Sequence[tuple[Tensor, Tensor]]):
-    """Inputs and targets [BATCH, SEQ_LEN], one pair after the other. Each token is a target at most once.
-
-    The stream is read by BATCH readers side by side, so that the rows of a batch come from different pieces.
-    """
-
-    def __init__(self, stream: np.ndarray, bos: int) -> None:
-        self.stream, self.bos, self.count = stream, bos, len(stream) // (SEQ_LEN * BATCH)
-        if self.count == 0:
-            raise ValueError(f"--budget has {len(stream)} tokens, less than one step of {SEQ_LEN * BATCH}: raise it")
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        if not 0 <= index < self.count:
-            raise IndexError(index)
-        first = SEQ_LEN * (np.arange(BATCH) * self.count + index)
-        tokens = self.stream[first[:, None] + np.arange(-1, SEQ_LEN)].astype(np.int64)
-        if index == 0:
-            tokens[0, 0] = self.bos
-        pair = torch.from_numpy(tokens)
-        return pair[:, :-1], pair[:, 1:]
-
-
-def batches(stream: np.ndarray, bos: int, vocab_size: int = 65536) -> Batches:
-    """A stream as batches; one that belongs to another vocabulary is refused."""
-    found = Batches(stream, bos)
-    largest = stream[: 2**24].max()
-    if largest >= vocab_size:
-        raise ValueError(f"token {largest} is outside the vocabulary of {vocab_size}")
-    return found
-
-
-LossOf = Callable[[GPT, Tensor, Tensor, Any], Tensor]
-
-
-def plain_loss(model: GPT, inputs: Tensor, targets: Tensor, around: Any) -> Tensor:
-    """Nats per token; on a CPU with the head's gradient by hand, on a GPU the compiler does as well."""
-    if TIER != "cpu":
-        return F.cross_entropy(model(inputs, around).float().flatten(0, 1), targets.flatten())
-    x = model.stream(inputs, around).flatten(0, 1)
-    return HeadLoss.apply(x, model.head.weight.to(x.dtype), targets.flatten())
-
-
-def to_device(tokens: Tensor) -> Tensor:
-    """Without waiting for what the device does now."""
-    return tokens if DEVICE.type == "cpu" else tokens.contiguous().pin_memory().to(DEVICE, non_blocking=True)
 
 
 def get_ready(model: GPT) -> LossOf:
@@ -698,21 +590,14 @@ def get_ready(model: GPT) -> LossOf:
     return loss_of
 
 
-def passes_at(progress: float) -> int:
-    """How many batches make up a step."""
-    share = 1 if not BATCH_RAMP or progress >= 2 / 3 else 2 if progress >= 1 / 3 else 4
-    return max(1, PASSES // share)
-
-
-def losses(
-    model: GPT, steps: Sequence[tuple[Tensor, Tensor]], loss_of: LossOf = plain_loss, clock: Clock | None = None
-) -> Iterator[float]:
+def losses(model: GPT, steps: Batches, loss_of: LossOf = plain_loss, clock: Clock | None = None) -> Iterator[float]:
     """Train until the batches or the seconds are used up; yield the loss (nats per token) of each step."""
     clock = clock or Clock()
     optimizer, average = Optimizer(model), TailAverage(model)
     while clock.used < len(steps) and clock.has_time():
         progress = clock.progress(len(steps))
-        passes = min(passes_at(progress), len(steps) - clock.used)
+        share = 1 if not BATCH_RAMP or progress >= 2 / 3 else 2 if progress >= 1 / 3 else 4
+        passes = min(max(1, PASSES // share), len(steps) - clock.used)
         total = torch.zeros((), device=DEVICE)
         for inputs, targets in (steps[clock.used + i] for i in range(passes)):
             loss = loss_of(model, to_device(inputs), to_device(targets), model.around(inputs)) / passes
@@ -724,6 +609,13 @@ def losses(
         clock.tick(passes)
         yield told
     average.keep()
+
+
+def save(model: GPT, out: Path) -> None:
+    """Leave the artifact that `load` reads."""
+    torch.save(model.state_dict(), out / "model.pt")
+    if TIER != "cpu":
+        (out / "tier.txt").write_text(TIER)
 
 
 def load(artifact_dir: str) -> Callable[[Tensor], Tensor]:
@@ -746,38 +638,132 @@ def load(artifact_dir: str) -> Callable[[Tensor], Tensor]:
     return predict
 
 
-def flops(model: GPT, tokens: int) -> float:
-    """Operations of training on `tokens`: 6 per weight of a matrix and token, and the visible part of attention.
+def train(model: GPT, steps: Batches, loss_of: LossOf, clock: Clock) -> tuple[float, int]:
+    """The loop, told in a line every ten steps. Returns the running mean of the loss and the number of steps."""
+    mean, step = math.log(model.vocab_size), 0  # the loss of a blind guess
+    for step, loss in enumerate(losses(model, steps, loss_of, clock), start=1):
+        if not math.isfinite(loss):
+            stop(f"loss is {loss} at step {step} of {len(steps)}", 1)
+        mean = 0.9 * mean + 0.1 * loss  # over about 10 steps
+        if step % 10 == 0 or clock.used == len(steps):
+            print(f"step {clock.used}/{len(steps)} tokens {clock.used * SEQ_LEN * BATCH} loss {mean:.3f}", flush=True)
+    return mean, step
 
-    Borders of documents are not counted: shorter ones need less.
-    """
-    weights = sum(p.numel() for module in model.modules() if isinstance(module, nn.Linear) for p in module.parameters())
-    visible = sum(window - window**2 / (2 * SEQ_LEN) for window in model.windows(SEQ_LEN))
-    return tokens * (6.0 * weights + 12.0 * WIDTH * visible)
+
+def trial(arguments: argparse.Namespace, data: Path, meta: dict[str, int], steps: Batches | None) -> dict[str, str]:
+    """Build, get the tokens if they are still to come, train, save. Returns what there is to tell."""
+    model = GPT(meta["vocab_size"], DEPTH * arguments.scale.get("depth", 1)).to(DEVICE)
+    loss_of, seconds = get_ready(model), math.inf
+    if arguments.seconds:  # training stops early by twice what saving takes now, and half a second
+        before = time.perf_counter()
+        save(model, arguments.out)
+        seconds = arguments.seconds - 2 * (time.perf_counter() - before) - 0.5
+    if steps is None:  # ask for the tokens: their coming starts the clock. Who keeps us waiting also ends us
+        (arguments.out / "ready").touch()
+        while not Path(arguments.budget).exists():
+            time.sleep(0.001)
+        steps = read_batches(arguments, data, meta)
+    clock, startup_s = Clock(seconds), time.perf_counter() - STARTED
+    millions = sum(p.numel() for p in model.parameters()) / 1e6
+    size = f"{millions:.2f} M parameters, {len(steps)} batches of {SEQ_LEN * BATCH} tokens"
+    print(f"{size}, {'bf16' if DTYPE == torch.bfloat16 else 'fp32 (no native bf16 here)'} on {DEVICE}", flush=True)
+    now = time.process_time if DEVICE.type == "cpu" else time.perf_counter
+    before = now()
+    loss, count = train(model, steps, loss_of, clock)
+    training_s = now() - before
+    save(model, arguments.out)
+    tokens = clock.used * SEQ_LEN * BATCH
+    operations = flops(model, tokens)
+    return scores(model, None if Path(arguments.budget).is_file() else data.parent, operations / training_s) | {
+        **{"train_loss": f"{loss:.6f}", "training_seconds": f"{training_s:.1f}"},
+        **{"total_seconds": f"{time.perf_counter() - STARTED:.1f}", "startup_seconds": f"{startup_s:.1f}"},
+        **{"cpu_seconds": f"{time.process_time():.1f}", "tokens_per_s": f"{tokens / training_s:.0f}"},
+        **{"total_tokens_M": f"{tokens / 1e6:.2f}", "total_tflops": f"{operations / 1e12:.3f}"},
+        **{"num_steps": f"{count}", "num_params_M": f"{millions:.2f}", "depth": f"{len(model.attention)}"},
+    }
 
 
-def peak_flops(seconds: float = 0.1) -> float | None:
-    """Operations per second that 100 % MFU means: a GPU's data sheet; of a core, a large matrix product in DTYPE."""
-    if DEVICE.type == "cuda":
-        name = torch.cuda.get_device_name()
-        return next((1e12 * peak for part, peak in PEAKS.items() if part in name), None)
-    a, b = torch.ones(1024, 1024, dtype=DTYPE), torch.ones(1024, 1024, dtype=DTYPE)
-    torch.mm(a, b)  # the first one also sets up the kernel
-    started, products = time.process_time(), 0
-    while time.process_time() - started < seconds:
-        torch.mm(a, b)
-        products += 1
-    return products * 2.0 * 1024**3 / (time.process_time() - started)
+def main() -> None:
+    """Train, leave the model in --out, print what people like to see. Exit 1: training failed; 2: it can not begin."""
+    arguments = read_arguments()
+    torch.set_num_threads(1)  # two threads are slower than one as soon as the machine has anything else to do
+    torch.manual_seed(arguments.seed)
+    if arguments.tier == "gpu" and not torch.cuda.is_available():
+        print("no CUDA here: the CPU tier instead of the GPU's", flush=True)
+        arguments.tier = "cpu"
+    use_tier(arguments.tier)
+    try:
+        data = arguments.data or prepared()
+        meta = json.loads((data / "meta.json").read_text())
+        waits = arguments.seconds and number_in(arguments.budget) is None
+        steps = None if waits else read_batches(arguments, data, meta)
+        arguments.out.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:
+        stop(f"{error} (--data is the train folder that prepare.py makes, --out a folder for the model)", 2)
+    try:
+        told = trial(arguments, data, meta, steps)
+    except RuntimeError as error:  # torch's word for a CPU that ran out of memory, and the base of a GPU's
+        if "memory" not in str(error):
+            raise
+        p = "" if TIER == "cpu" else "GPU_"
+        stop(f"out of memory: lower {p}BATCH (now {BATCH}), {p}SEQ_LEN ({SEQ_LEN}) or {p}WIDTH ({WIDTH})", 1)
+    print("---", *(f"{name + ':':17} {value}" for name, value in told.items()), sep="\n")
+
+
+def stop(why: str, status: int) -> NoReturn:
+    """End with one sentence instead of a traceback."""
+    print(f"train: {why}", file=sys.stderr)
+    sys.exit(status)
+
+
+# ======== By hand: the command line, the default corpus, and a summary with a score. A trial needs the first.
+def read_arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="Train a small GPT on a fixed stream of tokens.")
+    add = parser.add_argument
+    add("--data", type=Path, help="folder with tokens.bin and meta.json; default: prepared beside this")
+    add("--out", type=Path, default=Path("out"), help="folder for the trained model; default: out")
+    add("--seed", type=int, default=0, help="decides initial weights, and the data if drawn here")
+    add("--budget", default="204.8k", help="the runner's token stream, or a count such as 205k")
+    add("--tier", choices=("cpu", "gpu", "tiny"), default="cpu", help="tiny: gpu, for a CPU to try")
+    add("--seconds", type=float, default=0.0, help="wall time from the stream to the written model")
+    why = "N times the layers, or N times a --budget that is a count: does a gain survive at a larger scale?"
+    add("--scale", type=read_scale, default={}, metavar="depth=N|tokens=N", help=why)
+    return parser.parse_args()
+
+
+def read_scale(text: str) -> dict[str, int]:
+    """`depth=2` or `tokens=3`: how many times as much of it."""
+    found = re.fullmatch(r"(depth|tokens)=([1-9]\d*)", text)
+    if found is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither depth=N nor tokens=N with a whole N, such as depth=2")
+    return {found[1]: int(found[2])}
+
+
+def prepared() -> Path:
+    """The training tokens of the default corpus, made by prepare.py when they are not there yet."""
+    script = Path(__file__).resolve().parent / "prepare.py"
+    corpus = script.parent / ".cache" / ("data" if TIER == "cpu" else "gpu-data")
+    if not (corpus / "manifest.json").is_file():
+        if TIER != "cpu":
+            how = f"python {script} --out {corpus} --source climbmix --vocab 8192"
+            raise ValueError(f"the GPU tier's data is not there: {how}")
+        if subprocess.run([sys.executable, script, "--out", corpus], check=False).returncode:
+            raise ValueError(f"{corpus} is not there and could not be prepared")
+    return corpus / "train"
+
+
+SCORED = {"cpu": (256, 65536), "gpu": (2048, 524288), "tiny": (256, 8192)}  # context and tokens, as the task says
 
 
 @torch.no_grad()
 def bits_per_byte(model: GPT, corpus: Path) -> float:
     """val_bpb of the first validation tokens, as the swarm's scorer computes it."""
-    window, tokens = SCORED_WINDOW, SCORED_TOKENS
+    window, tokens = SCORED[TIER]
     lengths = torch.from_numpy(np.load(corpus / "token_bytes.npy").astype(np.int64))
     stream = torch.from_numpy(read_tokens(corpus / "val" / "tokens.bin")[: tokens + 1].astype(np.int64))
-    rows = (len(stream) - 1) // window
-    inputs, targets = stream[: rows * window].view(rows, window), stream[1 : rows * window + 1].view(rows, window)
+    count = (len(stream) - 1) // window * window
+    inputs, targets = stream[:count].view(-1, window), stream[1 : count + 1].view(-1, window)
     nats = 0.0
     for questions, answers in zip(inputs.split(16), targets.split(16), strict=True):
         logits = model(questions.to(DEVICE)).float().flatten(0, 1)
@@ -786,156 +772,42 @@ def bits_per_byte(model: GPT, corpus: Path) -> float:
     return nats / math.log(2) / lengths[targets].sum().item()
 
 
-def prepared(data: Path | None) -> Path:
-    """The folder of training tokens: as told, or the default corpus, made by prepare.py when it is not there yet."""
-    if data is not None:
-        return data
-    here = Path(__file__).resolve().parent
-    corpus = here / ".cache" / ("data" if TIER == "cpu" else "gpu-data")
-    if TIER != "cpu" and not (corpus / "manifest.json").is_file():
-        how = f"python {here / 'prepare.py'} --out {corpus} --source climbmix --vocab 8192"
-        raise ValueError(f"the GPU tier's data is not there: {how}")
-    if not (corpus / "manifest.json").is_file():
-        made = subprocess.run([sys.executable, str(here / "prepare.py"), "--out", str(corpus)], check=False)
-        if made.returncode:
-            raise ValueError(f"{corpus} is not there and could not be prepared")
-    return corpus / "train"
-
-
-def read_scale(text: str) -> tuple[int, int]:
-    """`depth=2` or `tokens=3`, as factors of depth and of tokens."""
-    what, _, factor = text.partition("=")
-    if what not in ("depth", "tokens") or not factor.isdecimal() or int(factor) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is neither depth=N nor tokens=N with a whole N, such as depth=2")
-    return (int(factor), 1) if what == "depth" else (1, int(factor))
-
-
-def read_arguments() -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(description="Train a small GPT on a fixed stream of tokens.")
-    parser.add_argument("--data", type=Path, help="folder with tokens.bin and meta.json; default: prepared beside this")
-    parser.add_argument("--out", type=Path, default=Path("out"), help="folder for the trained model; default: out")
-    parser.add_argument("--seed", type=int, default=0, help="decides initial weights, and the data if drawn here")
-    parser.add_argument("--budget", default="204.8k", help="the runner's token stream, or a count such as 205k")
-    parser.add_argument("--tier", choices=("cpu", "gpu", "tiny"), default="cpu", help="tiny: gpu, for a CPU to try")
-    parser.add_argument("--seconds", type=float, default=0.0, help="wall time from the stream to the written model")
-    parser.add_argument(
-        "--scale",
-        type=read_scale,
-        default=(1, 1),
-        metavar="depth=N|tokens=N",
-        help="N times the layers, or N times a --budget that is a count: does a gain survive at a larger scale?",
-    )
-    return parser.parse_args()
-
-
-def main() -> int:
-    """Train, print what people like to see, leave `model.pt` in --out."""
-    arguments = read_arguments()
-    started = time.perf_counter()
-    torch.set_num_threads(1)  # two threads are slower than one as soon as the machine has anything else to do
-    torch.manual_seed(arguments.seed)
-    deeper, longer = arguments.scale
-    if arguments.tier == "gpu" and not torch.cuda.is_available():
-        print("no CUDA here: the CPU tier instead of the GPU's", flush=True)
-        arguments.tier = "cpu"
-    use_tier(arguments.tier)
-    waits = arguments.seconds > 0 and re.fullmatch(r"[\d.]+[kKmM]?", arguments.budget) is None
-    try:
-        data = prepared(arguments.data)
-        meta = json.loads((data / "meta.json").read_text())
-
-        def read() -> Batches:
-            return batches(read_stream(arguments.budget, data, arguments.seed, longer), meta["bos"], meta["vocab_size"])
-
-        steps = None if waits else read()
-    except (OSError, ValueError) as error:
-        print(f"train: {error} (--data is the train folder that prepare.py makes)", file=sys.stderr)
-        return 2
-    try:
-        model = GPT(meta["vocab_size"], DEPTH * deeper).to(DEVICE)
-        loss_of = get_ready(model)
-        reserve = rehearse_saving(model, arguments.out) if arguments.seconds else 0.0
-        steps = steps or wait_for(Path(arguments.budget), arguments.out, read)
-        clock = Clock(arguments.seconds - reserve if arguments.seconds else math.inf)
-        return train(model, steps, loss_of, clock, arguments, data, started)
-    except RuntimeError as error:  # torch's word for a CPU that ran out of memory, and the base of a GPU's
-        if "memory" not in str(error):
-            raise
-        p = "" if TIER == "cpu" else "GPU_"
-        sizes = f"{p}BATCH (now {BATCH}), {p}SEQ_LEN ({SEQ_LEN}) or {p}WIDTH ({WIDTH})"
-        print(f"train: out of memory: lower {sizes}", file=sys.stderr)
-        return 1
-
-
-def rehearse_saving(model: GPT, out: Path) -> float:
-    """How many seconds before the end training has to stop: twice what saving takes now, and half a second."""
-    before = time.perf_counter()
-    save(model, out)
-    return 2 * (time.perf_counter() - before) + 0.5
-
-
-def save(model: GPT, out: Path) -> None:
-    """Leave the artifact that `load` reads."""
-    out.mkdir(parents=True, exist_ok=True)
-    torch.save(model.state_dict(), out / "model.pt")
-    if TIER != "cpu":
-        (out / "tier.txt").write_text(TIER)
-
-
-def wait_for(stream: Path, out: Path, read: Callable[[], Batches]) -> Batches:
-    """Ask for the tokens and wait until they are there, which starts the clock. Who keeps us waiting also ends us."""
-    (out / "ready").touch()
-    while not stream.exists():
-        time.sleep(0.001)
-    return read()
-
-
-def train(
-    model: GPT,
-    steps: Batches,
-    loss_of: LossOf,
-    clock: Clock,
-    arguments: argparse.Namespace,
-    data: Path,
-    started: float,
-) -> int:
-    """The run itself; 0, or 1 when the loss is no number any more."""
-    millions = sum(p.numel() for p in model.parameters()) / 1e6
-    prepared_s = time.perf_counter() - started
-    print(f"{millions:.2f} M parameters, {len(steps)} batches of {SEQ_LEN * BATCH} tokens, {DTYPE_REASON}", flush=True)
-
-    now = time.process_time if DEVICE.type == "cpu" else time.perf_counter
-    recent, before, step = math.log(model.vocab_size), now(), 0  # the loss of a blind guess
-    for step, loss in enumerate(losses(model, steps, loss_of, clock), start=1):
-        if not math.isfinite(loss):
-            print(f"train: loss is {loss} at step {step} of {len(steps)}", file=sys.stderr)
-            return 1
-        recent = 0.9 * recent + 0.1 * loss  # running mean over about 10 steps
-        if step % 10 == 0 or clock.used == len(steps):
-            print(f"step {clock.used}/{len(steps)} tokens {clock.used * SEQ_LEN * BATCH} loss {recent:.3f}", flush=True)
-    training = now() - before
-    save(model, arguments.out)
-    tokens = clock.used * SEQ_LEN * BATCH
-    operations = flops(model, tokens)
-    by_hand = not Path(arguments.budget).is_file()
-    print("---")
-    if by_hand and (data.parent / "val").is_dir():  # a trial's time is for training
+def scores(model: GPT, corpus: Path | None, operations_per_s: float) -> dict[str, str]:
+    """How good and how fast. Not where `corpus` is None, but for a GPU's speed: a trial's time is for training."""
+    told, peak = {}, peak_flops() if corpus or DEVICE.type == "cuda" else None
+    if corpus and (corpus / "val").is_dir():
         use_kernel("sdpa")
-        print(f"val_bpb:          {bits_per_byte(model, data.parent):.6f}")
-    peak = peak_flops() if by_hand or DEVICE.type == "cuda" else None
-    if peak is not None:
-        print(f"mfu_percent:      {100 * operations / training / peak:.1f}")
+        told["val_bpb"] = f"{bits_per_byte(model, corpus):.6f}"
+    if peak:
+        told["mfu_percent"] = f"{100 * operations_per_s / peak:.1f}"
     if DEVICE.type == "cuda":
-        print(f"peak_vram_mb:     {torch.cuda.max_memory_allocated() / 2**20:.0f}")
-    seconds = time.perf_counter() - started
-    print(f"train_loss:       {recent:.6f}\ntraining_seconds: {training:.1f}\ntotal_seconds:    {seconds:.1f}")
-    print(f"startup_seconds:  {prepared_s:.1f}\ncpu_seconds:      {time.process_time():.1f}")
-    print(f"tokens_per_s:     {tokens / training:.0f}")
-    print(f"total_tokens_M:   {tokens / 1e6:.2f}\ntotal_tflops:     {operations / 1e12:.3f}")
-    print(f"num_steps:        {step}\nnum_params_M:     {millions:.2f}\ndepth:            {len(model.attention)}")
-    return 0
+        told["peak_vram_mb"] = f"{torch.cuda.max_memory_allocated() / 2**20:.0f}"
+    return told
+
+
+def flops(model: GPT, tokens: int) -> float:
+    """Operations of training on `tokens`: 6 per weight of a matrix and token, and attention without borders."""
+    weights = sum(module.weight.numel() for module in model.modules() if isinstance(module, nn.Linear))
+    visible = sum(window - window**2 / (2 * SEQ_LEN) for window in model.windows(SEQ_LEN))
+    return tokens * (6.0 * weights + 12.0 * WIDTH * visible)
+
+
+# Dense bf16, in 10^12 operations per second, by the maker's data sheets; the first name that the GPU's name contains.
+PEAKS = {"B200": 2250, "H200": 989, "GH200": 989, "H100 PCIe": 756, "H100": 989, "A100": 312, "L40S": 362, "L4": 121}
+
+
+def peak_flops() -> float | None:
+    """Operations per second that 100 % MFU means: a GPU's data sheet; of a core, a large matrix product in DTYPE."""
+    if DEVICE.type == "cuda":
+        name = torch.cuda.get_device_name()
+        return next((1e12 * peak for part, peak in PEAKS.items() if part in name), None)
+    a = torch.ones(1024, 1024, dtype=DTYPE)
+    torch.mm(a, a)  # the first one also sets up the kernel
+    started = time.process_time()
+    for _ in range(16):
+        torch.mm(a, a)
+    return 16 * 2.0 * 1024**3 / (time.process_time() - started)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

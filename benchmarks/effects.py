@@ -1,6 +1,6 @@
 """What each switch of baseline/train.py is worth: paired runs, one edit at a time against the shipped file.
 
-    .venv/bin/python benchmarks/effects.py                  # 3 seeds, about 4 minutes of one core
+    .venv/bin/python benchmarks/effects.py                  # 3 seeds, about 8 minutes of one core
     .venv/bin/python benchmarks/effects.py --seeds 8 --only BIGRAM,SMEAR
 
 Equal tokens, same seed in both runs of a pair. `change` is the mean paired difference of val_bpb in percent, `sd` the
@@ -36,7 +36,39 @@ EDITS: dict[str, dict[str, Value]] = {
     "BATCH 4": {"BATCH": 4},
     "BATCH 16": {"BATCH": 16},
     "SEQ_LEN 256": {"SEQ_LEN": 256},
+    "HEAD_DIM 16": {"HEAD_DIM": 16},
+    "MLP_RATIO 6": {"MLP_RATIO": 6},
+    "ROPE_BASE 10000": {"ROPE_BASE": 10000.0},
+    "MATRIX_LR 0.02": {"MATRIX_LR": 0.02},
+    "MATRIX_LR 0.08": {"MATRIX_LR": 0.08},
+    "MOMENTUM 0.95": {"MOMENTUM": 0.95},
+    "EMBED_LR 1": {"EMBED_LR": 1.0},
+    "HEAD_LR 0.01": {"HEAD_LR": 0.01},
+    "SCALAR_LR 0.02": {"SCALAR_LR": 0.02},
 }
+ADAM = "rest += [(m, {}) for m in (*model.attention.parameters(), *model.mlp.parameters())]"
+TEXT_EDITS: dict[str, dict[str, str]] = {  # tricks that have no constant: text, and what takes its place
+    "QK-norm off": {"qk = norm(F.linear(x, both).view(shape))": "qk = F.linear(x, both).view(shape)"},
+    "x0 mix off": {"+ self.mix_x0[i].to(DTYPE) * x0": "+ 0 * self.mix_x0[i].to(DTYPE) * x0"},
+    "zero start off": {"self.out = Linear(WIDTH, WIDTH, std=0.0)": "self.out = Linear(WIDTH, WIDTH)"},
+    "unlimited reach": {"(length if ALIBI else SEQ_LEN)": "length"},
+    **{
+        f"Adam {lr} for Muon": {
+            "for matrix in (*model.attention.parameters(), *model.mlp.parameters()):": "for matrix in ():",
+            "rest += [(p, SCALAR_LR)": f"{ADAM.format(lr)}\n        rest += [(p, SCALAR_LR)",
+        }
+        for lr in (0.0025, 0.005, 0.01, 0.02, 0.04)
+    },
+}
+
+
+def replaced(source: str, edit: dict[str, str]) -> str:
+    """The source with other text; each piece must be there once."""
+    for old, new in edit.items():
+        if source.count(old) != 1:
+            sys.exit(f"{TRAIN.name} has {source.count(old)} places that read {old!r}, not one: correct TEXT_EDITS")
+        source = source.replace(old, new)
+    return source
 
 
 class Run(NamedTuple):
@@ -65,14 +97,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Paired effect of each switch of baseline/train.py.")
     parser.add_argument("--seeds", type=int, default=3, help="pairs per edit; at least 2")
     parser.add_argument("--budget", default="204.8k", help="tokens of a run")
-    parser.add_argument("--only", default="", help="comma-separated names of constants; default: all edits")
+    parser.add_argument("--only", default="", help="comma-separated names of constants or edits; default: all")
     options = parser.parse_args()
     if options.seeds < 2:
         parser.error("--seeds must be at least 2: one pair has no sd")
-    chosen = {
-        name: edit for name, edit in EDITS.items() if not options.only or set(edit) & set(options.only.split(","))
-    }
+    only = set(options.only.split(",")) if options.only else set()
     source = TRAIN.read_text("utf-8")
+    chosen = {n: rewrite(source, edit) for n, edit in EDITS.items() if not only or {n, *edit} & only}
+    chosen |= {n: replaced(source, edit) for n, edit in TEXT_EDITS.items() if not only or n in only}
     if not (TRAIN.parent / ".cache" / "data" / "manifest.json").is_file():
         subprocess.run(
             [sys.executable, str(TRAIN.parent / "prepare.py"), "--out", str(TRAIN.parent / ".cache/data")], check=True
@@ -90,8 +122,8 @@ def main() -> None:
     bpb = [one.bpb for one in shipped]
     print(f"shipped: val_bpb {mean(bpb):.4f}, sd {100 * stdev(bpb) / mean(bpb):.2f} % over {options.seeds} seeds")
     print(f"{'edit':22} {'change':>8} {'sd':>7} {'CPU time':>9}")
-    for name, edit in chosen.items():
-        edited = runs(rewrite(source, edit))
+    for name, code in chosen.items():
+        edited = runs(code)
         changes = [100 * (b.bpb / a.bpb - 1) for a, b in zip(shipped, edited, strict=True)]
         cost = sum(one.cpu_s for one in edited) / sum(one.cpu_s for one in shipped)
         print(f"{name:22} {mean(changes):+7.2f}% {stdev(changes):6.2f}% {cost:8.2f}x", flush=True)

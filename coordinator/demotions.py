@@ -100,9 +100,13 @@ def _why(told: Dossier) -> str:
 
 def _fallen(told: Dossier) -> str:
     return "\n".join(
-        f"- undone: promotion {p.number}, {inline(p.request, 60) or 'no request'}, experiment `{p.experiment[:8]}`"
-        for p in told.undone
+        f"- undone: promotion {p.number}, {inline(p.request, 60) or 'no request'}, {_named(p)}" for p in told.undone
     )
+
+
+def _named(promotion: Promotion) -> str:
+    many = "s" if len(promotion.landed) > 1 else ""
+    return f"experiment{many} {', '.join(f'`{idea[:8]}`' for idea in promotion.landed)}"
 
 
 def _table(told: Dossier) -> str:

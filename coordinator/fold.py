@@ -12,6 +12,7 @@ from statistics import fmean
 from typing import Any
 
 from coordinator.reproduction import LARGEST_GAIN, NOT_WORSE_BAR, Noise, bar, not_worse
+from coordinator.stacking import twin_of
 from coordinator.state import SET_ASIDE, Claim, Conflict, Drawn, Experiment, Pair, Recheck, State, Transfer
 from swarm.records import (
     BlockDrawn,
@@ -25,6 +26,7 @@ from swarm.records import (
     ExperimentAdmitted,
     Fact,
     HoldoutAnswered,
+    Interaction,
     Measurement,
     NodeJoined,
     Outcome,
@@ -33,6 +35,7 @@ from swarm.records import (
     ShamJudged,
     ShamRaised,
     Spent,
+    Stacked,
     StudyFinished,
     StudyOpened,
     TransferChecked,
@@ -101,6 +104,9 @@ def _claimed(state: State, fact: ClaimRaised, at: float) -> None:
         if known.answer:
             _answer(state, fact.node, fact.experiment, known.answer)
         return
+    before = state.latest.get(fact.experiment)
+    if before is not None and before.node == fact.node and before.key in state.accepted:  # it lands from there
+        return
     reason = _why_not(state, fact)
     if reason:
         _answer(state, fact.node, fact.experiment, f"rejected: {reason}")
@@ -109,6 +115,8 @@ def _claimed(state: State, fact: ClaimRaised, at: float) -> None:
     where = state.platform_of(fact.node)
     state.claimed_on.append(where)
     _open_claim(state, fact.experiment, fact.candidate, fact.base, fact.node, where, fact.claim_kind)
+    if fact.base == state.champion and (twin := twin_of(state, fact.candidate)) is not None:
+        state.latest[fact.experiment].twin = state.experiments[twin.experiment].number
 
 
 def _why_not(state: State, fact: ClaimRaised) -> str:
@@ -126,8 +134,11 @@ def _why_not(state: State, fact: ClaimRaised) -> str:
         return "the noise of its Platform is not known yet"
     if fact.claim_kind == "simplification" and not is_simpler(state.files[fact.candidate], state.files[fact.base]):
         return "it has no less code than the champion that it simplifies"
-    mine = [c for c in state.open_claims.values() if c.node == fact.node and c.base == fact.base and not c.carried]
-    return "its branch has an open claim already" if mine else ""
+    mine = [c for c in state.open_claims.values() if c.node == fact.node and c.base == fact.base and not c.ideas]
+    for claim in mine:  # one that was carried over, while its author did the same
+        if claim.candidate == fact.candidate:
+            return f"the same tree is experiment {state.experiments[claim.experiment].number}, and is being confirmed"
+    return "" if all(claim.carried for claim in mine) else "its branch has an open claim already"
 
 
 def _answer(state: State, node: str, experiment: str, words: str) -> None:
@@ -163,11 +174,13 @@ def _open_claim(
     kind: ClaimKind,
     *,
     carried: bool = False,
+    ideas: tuple[str, ...] = (),
 ) -> None:
     simpler = kind == "simplification"
     rule, least = (not_worse(state.rule), NOT_WORSE_BAR) if simpler else (state.rule, bar(state.campaign))
     noise = state.noise[platform]
-    _stand_for(state, Claim(experiment, candidate, base, node, platform, noise, least, rule, kind, carried=carried))
+    claim = Claim(experiment, candidate, base, node, platform, noise, least, rule, kind, carried=carried, ideas=ideas)
+    _stand_for(state, claim)
     state.answers.get(node, {}).pop(experiment, None)
 
 
@@ -185,6 +198,21 @@ def _sham_judged(state: State, fact: ShamJudged, at: float) -> None:
     claim = state.open_claims.pop((fact.verdict.experiment, fact.verdict.base), None)
     if claim is not None:
         claim.verdict = fact.verdict
+
+
+def _stacked(state: State, fact: Stacked, at: float) -> None:
+    """The set is a claim of its own; those of its ideas stay accepted until it has landed."""
+    lead = state.latest.get(fact.ideas[0])
+    if lead is None:
+        return
+    state.files[fact.candidate] = fact.files
+    node, platform, name = lead.node, lead.platform, fact.experiment
+    _open_claim(state, name, fact.candidate, fact.onto, node, platform, "gain", carried=True, ideas=fact.ideas)
+    state.stacks.append(state.latest[name])
+
+
+def _interacted(state: State, fact: Interaction, at: float) -> None:
+    state.interactions.append(fact)
 
 
 def _stand_for(state: State, claim: Claim) -> None:
@@ -360,12 +388,12 @@ def _verdict(state: State, fact: Verdict, at: float) -> None:
     state.verdicts += 1
     state.open_claims.pop(claim.key, None)
     if state.latest[claim.experiment] is claim:
-        if claim.answer:
+        if claim.answer and not claim.ideas:
             _answer(state, claim.node, claim.experiment, claim.answer)
         if fact.accepted:
             state.accepted[claim.key] = claim
     if claim.pairs or claim.failed:  # one closed without a run (a merge conflict) says nothing of the base rate
-        if claim.kind == "gain":  # nor does a simplification, of how rare gains are
+        if claim.kind == "gain" and not claim.ideas:  # nor does a simplification, or a set of what was counted already
             state.campaign = state.campaign.closed(promoted=fact.accepted)
         state.noise[claim.platform] = state.noise[claim.platform].pooled([pair.gain for pair in claim.pairs])
     if fact.accepted and claim.pairs:
@@ -401,9 +429,12 @@ def _holdout(state: State, fact: HoldoutAnswered, at: float) -> None:
     if claim is None:
         return
     claim.holdout = fact
-    _answer(state, claim.node, claim.experiment, claim.answer)
     if not fact.passed:
         del state.accepted[claim.key]
+    if claim.ideas:  # of a set that did not hold each idea goes on by itself
+        return
+    _answer(state, claim.node, claim.experiment, claim.answer)
+    if not fact.passed:
         state.experiments[fact.experiment].status = "rejected"
         state.campaign = state.campaign.taken_back()
 
@@ -412,17 +443,22 @@ def _promoted(state: State, fact: Promotion, at: float) -> None:
     state.promotions.append(fact)
     state.champion = fact.candidate
     state.champions.add(fact.candidate)
-    state.accepted = {key: claim for key, claim in state.accepted.items() if claim.experiment != fact.experiment}
+    landed = (fact.experiment, *fact.ideas)
+    state.accepted = {k: c for k, c in state.accepted.items() if c.experiment not in landed and not c.ideas}
     state.final, state.final_failures = [], 0  # pairs of an earlier champion say nothing of this one
-    if fact.experiment in state.experiments:
-        state.experiments[fact.experiment].status = "promoted"
+    for experiment in landed:
+        if experiment in state.experiments:
+            state.experiments[experiment].status = "promoted"
+    for idea in fact.ideas:
+        if idea in state.latest:
+            _answer(state, state.latest[idea].node, idea, "accepted")
 
 
 def _transfer(state: State, fact: TransferChecked, at: float) -> None:
     key = (fact.experiment, fact.base)
     state.transfers.setdefault(key, Transfer()).checked = fact
     claim = state.accepted.pop(key, None) if fact.bars else None
-    if claim is not None:
+    if claim is not None and not claim.ideas:
         state.experiments[fact.experiment].status = "rejected"
         _answer(state, claim.node, fact.experiment, f"rejected: {fact.reason}")
 
@@ -436,12 +472,14 @@ def _demoted(state: State, fact: Demotion, at: float) -> None:
     undone = [promotion for promotion in state.line if promotion.number in fact.undone]
     state.demotions.append(fact)
     state.champion = fact.restored
+    state.accepted = {key: claim for key, claim in state.accepted.items() if not claim.ideas}  # their ideas wait on
     state.rechecks.clear()  # of champions that are none any more
     state.final, state.final_failures = [], 0
     for promotion in undone:
-        if promotion.claim_kind == "gain":
-            state.campaign = state.campaign.taken_back()
-        _undo(state, promotion.experiment)
+        for idea in promotion.landed:
+            if promotion.claim_kind == "gain":
+                state.campaign = state.campaign.taken_back()
+            _undo(state, idea)
 
 
 def _undo(state: State, experiment: str) -> None:
@@ -470,6 +508,8 @@ _HANDLERS: Mapping[type, Callable[[State, Any, float], None]] = {
     Screened: _screened,
     ClaimRaised: _claimed,
     Carried: _carried,
+    Stacked: _stacked,
+    Interaction: _interacted,
     BlockDrawn: _drawn,
     BlockLost: _lost,
     TrialFinished: _trial,

@@ -55,7 +55,7 @@ def rounded(gain: float, step: float) -> float:
 
 def landing(state: State) -> Claim | None:
     """The Claim that lands next, if the holdout has still to be asked about it."""
-    claim = next(iter(state.accepted.values()), None)
+    claim = next(iter(state.in_turn()), None)
     return claim if claim is not None and claim.base == state.champion and claim.awaits_holdout else None
 
 

@@ -10,6 +10,7 @@ from statistics import fmean
 
 from coordinator.wording import (
     SELF_REPORTED,
+    TOGETHER,
     Step,
     author,
     change,
@@ -27,6 +28,7 @@ from coordinator.wording import (
     recheck,
     steps,
     table,
+    together,
     transfer,
     words,
 )
@@ -48,6 +50,7 @@ def leaderboard_md(history: History) -> str:
         _header(history, line),
         _frontier(history, line),
         _demotions(history),
+        _together(history),
         _pending(history),
         _rejected(history),
         _negative(history),
@@ -87,9 +90,9 @@ def _champion(history: History, line: Sequence[Step]) -> str:
     if not line:
         return "the baseline; nothing has reproduced yet"
     newest = line[-1]
-    number = f"experiment {newest.experiment.number}, " if newest.experiment else ""
+    found = "".join(f"experiment {experiment.number}, " for experiment in newest.experiments)
     score = numbers(history).mean(newest.scores)
-    return f"promotion {newest.promotion.number}, {number}{code(newest.promotion.candidate)}: {score}{_mark(history)}"
+    return f"promotion {newest.promotion.number}, {found}{code(newest.promotion.candidate)}: {score}{_mark(history)}"
 
 
 def _baseline(history: History) -> str:
@@ -167,9 +170,18 @@ def _step(history: History, step: Step) -> tuple[str, ...]:
         str(verdict.nodes) if verdict else "–",
         transfer(step),
         date(step.promotion.at),
-        author(history, step.experiment),
+        author(history, *step.experiments),
         words(step.promotion.request, 60) or "–",
     )
+
+
+def _together(history: History) -> str:
+    told = (
+        "Ideas that were accepted one by one and waited for the same champion, measured as one tree. Where they gain "
+        "less together than alone, they overlap or are in each other's way."
+    )
+    rows = together(history)
+    return f"## Ideas that were joined\n\n{table(TOGETHER, rows)}\n\n{told}" if rows else ""
 
 
 # --- claims and negative results -------------------------------------------------------------------------

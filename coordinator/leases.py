@@ -11,6 +11,7 @@ from random import Random
 
 from coordinator.rechecks import owed as owed_recheck
 from coordinator.rechecks import wants_pair
+from coordinator.stacking import is_wanted
 from coordinator.state import Claim, State
 from coordinator.transfer import owed
 from swarm.config import Config
@@ -37,6 +38,14 @@ class Presence:
 def trial_id(candidate: str, seed: int, platform: str, purpose: Purpose, number: int) -> str:
     """Name of a trial that the coordinator leases: it binds all that a node must not change."""
     return digest(candidate, seed, platform, purpose, number)
+
+
+def platforms_gone(state: State, presence: Mapping[str, Presence], patience_s: float, now: float) -> set[str]:
+    """Platforms that measured claims, and of whose nodes none was heard for so long, while others were."""
+    if now - state.session_started <= patience_s:
+        return set()
+    here = {state.platform_of(uid) for uid, known in presence.items() if now - known.heard_at <= patience_s}
+    return state.noise.keys() - here if here else set()
 
 
 def in_vain(claim: Claim) -> bool:
@@ -135,6 +144,8 @@ class Leases:
 
     def _wants_pair(self, claim: Claim) -> bool:
         if claim.failed or in_vain(claim) or claim.base != self._state.champion and not claim.pairs:
+            return False
+        if claim.ideas and not is_wanted(self._state, claim):
             return False
         missing = max(1, self._state.rule.min_pairs - len(claim.pairs))
         allowed = missing if claim.noise.df < EARLY_DF else 1

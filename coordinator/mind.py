@@ -12,11 +12,12 @@ from coordinator.belief import WORDS_CHARS, flaw, named
 from coordinator.briefs import Briefs
 from coordinator.fold import absorb
 from coordinator.holdout import Gate, asked_of, landing, released
-from coordinator.leases import BLOCKS_IN_VAIN, Leases, Presence, in_vain
+from coordinator.leases import BLOCKS_IN_VAIN, Leases, Presence, in_vain, platforms_gone
 from coordinator.merging import Refusal, carry
 from coordinator.rechecks import due_demotion, rechecked
 from coordinator.reproduction import Accepted, Rejected, Undecided, decide, paired_interval, rejected_for, rule_for
 from coordinator.shams import judged, raised
+from coordinator.stacking import is_final, step, why_closed
 from coordinator.state import SET_ASIDE, Claim, ClaimKey, Drawn, State
 from coordinator.transfer import awaits_check, checked
 from swarm.config import Config
@@ -210,11 +211,15 @@ class Mind:
             return self._close(claim, "the champion already contains this idea", now)
         if claim.failed:
             return self._close(claim, claim.failed, now)
+        if claim.twin:
+            return self._close(claim, f"experiment {claim.twin} comes to the same tree, and was claimed before", now)
+        if claim.ideas and (reason := why_closed(self.state, claim)):
+            return self._close(claim, reason, now)
         if claim.base != self.state.champion and not claim.pairs and not in_flight:
             return self._carry_over(claim, now)
         if not in_flight and in_vain(claim):
             return self._close(claim, f"{BLOCKS_IN_VAIN} blocks for it were lost or gave no pair", now)
-        if len(claim.pairs) == claim.weighed:
+        if len(claim.pairs) == claim.weighed or claim.ideas and not is_final(self.state, claim):
             return None
         decision = decide([pair.gain for pair in claim.pairs], claim.noise, claim.bar, claim.rule)
         if isinstance(decision, Undecided):
@@ -222,7 +227,7 @@ class Mind:
             return None
         if isinstance(decision, Accepted) and (objection := self._too_slow(claim) or self._badly_kept(claim)):
             return self._close(claim, objection, now)
-        return self._verdict_of(claim, decision, decision.reason, now)
+        return self._verdict_of(claim, decision, decision.reason + self._where(claim), now)
 
     def _too_slow(self, claim: Claim) -> str:
         """CPU time over the study's baseline, chained through the champion's run in each block so that load cancels."""
@@ -246,8 +251,6 @@ class Mind:
 
     def _verdict_of(self, claim: Claim, decision: Accepted | Rejected, reason: str, now: float) -> Verdict:
         trials = tuple(t for pair in claim.pairs for t in (pair.champion_trial, pair.candidate_trial))
-        nodes = {pair.node for pair in claim.pairs}
-        where = self._where(claim, nodes) if claim.pairs else ""
         finite = bool(claim.pairs)
         return Verdict(
             experiment=claim.experiment,
@@ -262,14 +265,15 @@ class Mind:
             bar=claim.bar,
             noise=claim.noise.sd,
             evidence=trials,
-            nodes=len(nodes),
-            reason=reason + where,
+            nodes=len({pair.node for pair in claim.pairs}),
+            reason=reason,
             at=now,
             claim_kind=claim.kind,
             after_demotion=claim.after_demotion,
         )
 
-    def _where(self, claim: Claim, nodes: set[str]) -> str:
+    def _where(self, claim: Claim) -> str:
+        nodes = {pair.node for pair in claim.pairs}
         own = ", the proposer's own among them" if claim.node in nodes else ""
         few = " (three other nodes were not there)" if len(nodes - {claim.node}) < 3 else ""
         return f"; confirmed on {len(nodes)} node{'s' if len(nodes) > 1 else ''}{own}{few}"
@@ -283,17 +287,28 @@ class Mind:
 
     def _promotions(self, now: float) -> list[Action]:
         """Accepted claims, oldest first: landed where they were measured, else carried onto the new champion."""
+        if (together := self._together(now)) is not None:
+            return [*together]
         if (gate := self._gate(now)) is not None:
             answer = gate.answer()
             return [] if answer is None else [answer]
-        for claim in self.state.accepted.values():
+        for claim in self.state.in_turn():
             if claim.base != self.state.champion:
                 return [self._carry_accepted(claim, now)]
             if awaits_check(claim, self.state, self.config.decision):
+                if claim.ideas:
+                    return []  # its ideas stay where they are meanwhile
                 continue
             due = now >= self._retry_promotion_at
             return [Promote(claim.key, len(self.state.promotions) + 1)] if due else []
         return []
+
+    def _together(self, now: float) -> list[Fact] | None:
+        """What is next about ideas that are joined; None where claims go on one by one."""
+        if self.stop_reason(now):
+            return None
+        gone = platforms_gone(self.state, self.presence, self.config.nodes.lost_after_s, now)
+        return step(self.state, gone, now)
 
     def _demotion(self, now: float) -> list[Action]:
         """A champion that steps down, and then its ideas, one after another onto the one that is restored."""
@@ -372,7 +387,7 @@ class Mind:
         rules = (
             (
                 state.elapsed_s(now) >= 60 * (stop.wall_minutes - stop.final_minutes),
-                f"wall time of {stop.wall_minutes:g} minutes",
+                f"wall time of {stop.wall_minutes:g} minutes, {stop.final_minutes:g} of them for the last comparison",
             ),
             (0 < stop.promotions <= len(state.promotions), f"{stop.promotions} promotions"),
             (0 < stop.trials <= state.trials, f"{stop.trials} trials"),

@@ -11,6 +11,7 @@ from typing import get_args
 
 from coordinator.wording import (
     SELF_REPORTED,
+    TOGETHER,
     Step,
     author,
     change,
@@ -24,6 +25,7 @@ from coordinator.wording import (
     lines,
     machinery_failures,
     noise,
+    numbered,
     numbers,
     percent,
     platforms,
@@ -32,6 +34,7 @@ from coordinator.wording import (
     shams,
     steps,
     table,
+    together,
     words,
 )
 from swarm.history import Experiment, History, Pair, failure_of, score_of
@@ -52,6 +55,7 @@ def report_md(history: History, *, notes: str = "", picture: str = "progress.png
         f"**Note.** {notes.strip()}" if notes.strip() else "",
         _final(history, line),
         _promotions(history, line),
+        _together(history),
         _rechecks(history),
         _why_none(history) if not line else _refuted(history),
         _proxy(history),
@@ -158,12 +162,12 @@ def _promotions(history: History, line: Sequence[Step]) -> str:
 
 
 def _promotion(history: History, step: Step) -> str:
-    write, number = numbers(history), step.experiment.number if step.experiment else 0
+    write, found = numbers(history), numbered(history, [experiment.idea for experiment in step.experiments])
     told = [
         f"### {step.promotion.number}. {words(step.change, 120) or '(no words)'}",
-        f"Experiment {number or '–'} by {author(history, step.experiment)}; {lines(step.lines)} lines; "
-        f"{date(step.promotion.at)} UTC; landed as {words(step.promotion.request, 80) or '–'}; "
-        f"commit {code(step.promotion.commit, 12)}.",
+        f"Experiment{'s' * (len(step.experiments) > 1)} {found or '–'} by {author(history, *step.experiments)}; "
+        f"{lines(step.lines)} lines; {date(step.promotion.at)} UTC; "
+        f"landed as {words(step.promotion.request, 80) or '–'}; commit {code(step.promotion.commit, 12)}.",
     ]
     if step.verdict is not None:
         told.append(f"Published gain {write.gain(step.verdict.effect)}. {_verdict(step.verdict)}")
@@ -173,6 +177,12 @@ def _promotion(history: History, step: Step) -> str:
     if step.transfer is not None:
         told.append(f"At a larger scale: {words(step.transfer.reason, 200)}.")
     return "\n\n".join(told)
+
+
+def _together(history: History) -> str:
+    rows = together(history)
+    limits = "Two pairs each: enough to choose between sets, no evidence that two ideas act on each other."
+    return f"## Ideas that were joined\n\n{table(TOGETHER, rows)}\n\n{limits}" if rows else ""
 
 
 def _verdict(verdict: Verdict) -> str:

@@ -13,11 +13,12 @@ from coordinator.mind import Mind
 from swarm.cluster import Cluster, Silence
 from swarm.codec import DecodeError, pack, unpack
 from swarm.errors import ClusterError
-from swarm.records import Report
+from swarm.records import Piece, PieceWanted, Report
 
 REPORT_BYTES = 16_000_000  # a node cuts its facts to 64 kB; its proposals carry whole files
 MEMBERS_EVERY_S = 2.0
 FIRST_WORD_S = 10.0  # an agent speaks 1 s after it was appointed, 5 s on a loaded machine; doubled at every attempt
+PIECES_PER_ROUND = 4  # of prepared data, 1 MB each: reading and packing them takes about 0.1 s
 LONGEST_PAUSE_S = 60.0  # between two attempts to start an agent that never speaks
 
 
@@ -42,11 +43,13 @@ class Roster:
     heal: Callable[[], None]
     clock: Callable[[], float]
     lost_after_s: float
+    piece: Callable[[PieceWanted], Piece]  # of the study's prepared data
     _members: dict[str, str] = field(init=False, default_factory=dict)  # Ray node id -> node uid, "" before it spoke
     _names: dict[str, str] = field(init=False, default_factory=dict)  # Ray node id -> name
     _heard_at: dict[str, float] = field(init=False, default_factory=dict)  # by Ray node id; at first: appointed at
     _stillborn: dict[str, Stillborn] = field(init=False, default_factory=dict)  # by Ray node id
     _acks: dict[str, tuple[str, ...]] = field(init=False, default_factory=dict)
+    _wants: dict[str, PieceWanted] = field(init=False, default_factory=dict)  # who asked first is served first
     _met_at: float = field(init=False, default=0.0)
 
     def meet(self) -> None:
@@ -81,9 +84,11 @@ class Roster:
         """
         now = self.clock()
         orders = {}
+        served = list(self._wants)[:PIECES_PER_ROUND]
         for member, uid in self._members.items():
             order = self.mind.orders(uid, self._acks.get(member, ()), now)
-            orders[member] = pack(replace(order, drain=True) if drain else order)
+            piece = self.piece(self._wants[member]) if member in served and not drain else None
+            orders[member] = pack(replace(order, drain=drain or order.drain, piece=piece))
         replies = self.cluster.exchange(orders, timeout_s) if orders else {}
         reports: dict[str, Report] = {}
         for member, reply in replies.items():
@@ -92,7 +97,14 @@ class Roster:
                 reports[report.node.uid] = report
                 self._members[member] = report.node.uid
                 self._acks[member] = tuple(fact.key for fact in report.facts)
+                self._note_wants(member, report.wants)
         return list(reports.values())
+
+    def _note_wants(self, member: str, wants: PieceWanted | None) -> None:
+        if wants is None:
+            self._wants.pop(member, None)
+        else:
+            self._wants[member] = wants
 
     def relieve(self) -> None:
         """End agents that are silent for too long, so that they are appointed anew: Ray does not always notice.
@@ -142,6 +154,7 @@ class Roster:
         uid = self._members.pop(member)
         self._heard_at.pop(member, None)
         self._acks.pop(member, None)
+        self._wants.pop(member, None)
         if uid not in self._members.values():  # else it is back already, under a new id
             self.mind.gone(uid)
 

@@ -8,18 +8,21 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 from coordinator import demotions
 from coordinator.belief import Border
 from coordinator.forges import Forge, Opened, Request
+from coordinator.handout import piece_of
 from coordinator.lineage import Lineage
 from coordinator.mind import Action, Demote, Mind, Promote
 from coordinator.press import LEADERBOARD, pages
-from coordinator.promotion import PromotionDossier, transfer_json, transfer_path
+from coordinator.promotion import Absorbed, PromotionDossier, transfer_json, transfer_path
 from coordinator.rechecks import undone_by
 from coordinator.roster import Roster
+from coordinator.stacking import landing_trees
 from coordinator.state import Claim, Transfer
 from swarm.cluster import Cluster
 from swarm.codec import pack
@@ -122,6 +125,7 @@ class Service:
             heal=self.heal,
             clock=self.clock,
             lost_after_s=config.nodes.lost_after_s,
+            piece=partial(piece_of, self.study.data),
         )
 
     @property
@@ -315,7 +319,7 @@ class Service:
             return []
         now, number, commit = self.clock(), action.number, request.commit
         claimed = claim.experiment, claim.candidate, claim.base
-        return [Promotion(number, *claimed, commit, opened.name, now, claim.kind)]
+        return [Promotion(number, *claimed, commit, opened.name, now, claim.kind, claim.ideas)]
 
     def _demote(self, action: Demote) -> list[Fact]:
         """Land the tree of an earlier champion; likewise."""
@@ -357,22 +361,32 @@ class Service:
         state = self.mind.state
         assert state.opened is not None and claim.verdict is not None
         trials = [state.blocks[state.block_of[trial]].finished[trial] for trial in claim.verdict.evidence]
-        measured_on = {trial.node for trial in trials}
+        absorbed = self._absorbed(claim)
+        admitted = absorbed[0].experiment if absorbed else state.experiments[claim.experiment].admitted
+        told_of = {trial.node for trial in trials} | {admitted.node} | {idea.experiment.node for idea in absorbed}
         checked = state.transfers.get(claim.key, Transfer()).checked
         return PromotionDossier(
             study=state.opened,
             number=number,
-            experiment=state.experiments[claim.experiment].admitted,
+            experiment=admitted,
             verdict=claim.verdict,
             evidence=tuple(trials),
             # Of those alone: a node that joins before a promotion is repeated must not make it another commit.
-            nodes=tuple(node for uid, node in state.nodes.items() if uid in measured_on),
+            nodes=tuple(node for uid, node in state.nodes.items() if uid in told_of),
             frozen=self.study.task.frozen,
             base_files=state.files[claim.base],
             files=state.files[claim.candidate],
             transfer=checked if checked is not None and checked.required else None,
             holdout=claim.holdout,
+            together=tuple(told for told in state.interactions if told.onto == claim.base),
+            absorbed=absorbed,
         )
+
+    def _absorbed(self, claim: Claim) -> tuple[Absorbed, ...]:
+        """The ideas of a set that lands, each with the tree on the way to all of them."""
+        state = self.mind.state
+        admitted = [state.experiments[idea].admitted for idea in claim.ideas]
+        return tuple(map(Absorbed, admitted, landing_trees(state, claim) if admitted else ()))
 
     # --- pages ---
 

@@ -18,6 +18,7 @@ from swarm.records import (
     ExperimentAdmitted,
     Files,
     HoldoutAnswered,
+    Interaction,
     Measurement,
     NodeInfo,
     Promotion,
@@ -68,6 +69,8 @@ class Claim:
     kind: ClaimKind = "gain"
     sham: int = 0  # its number, if the coordinator raised it to audit itself; then there is no such experiment
     carried: bool = False  # by the coordinator, onto a champion that had moved; no longer anybody's branch tip
+    twin: int = 0  # number of an earlier experiment that comes to the same tree on this base
+    ideas: tuple[str, ...] = ()  # of a set of accepted ideas: their experiments, in the order in which they land
     pairs: list[Pair] = field(default_factory=list)
     drawn: Counter[str] = field(default_factory=Counter)  # node -> blocks that it was given for this claim
     failed: str = ""  # why the candidate failed on a fresh seed, if it did
@@ -167,6 +170,8 @@ class State:
     shams: list[ShamRaised] = field(default_factory=list)
     latest: dict[str, Claim] = field(default_factory=dict)  # experiment -> the claim that stands for it now
     accepted: dict[ClaimKey, Claim] = field(default_factory=dict)  # on their way to the forge, oldest first
+    stacks: list[Claim] = field(default_factory=list)  # sets of accepted ideas, in the order in which they were joined
+    interactions: list[Interaction] = field(default_factory=list)  # what was measured of them
     transfers: dict[ClaimKey, Transfer] = field(default_factory=dict)
     rechecks: dict[tuple[str, str], Recheck] = field(default_factory=dict)  # by champion and ancestor
     rechecked: list[ChampionRechecked] = field(default_factory=list)
@@ -218,6 +223,10 @@ class State:
     def gain(self, candidate: float, champion: float) -> float:
         """Oriented so that positive is better."""
         return champion - candidate if self.direction == "minimize" else candidate - champion
+
+    def in_turn(self) -> list[Claim]:
+        """Accepted claims as they land: first a set, then what was measured on this champion, then the rest."""
+        return sorted(self.accepted.values(), key=lambda claim: (claim.base != self.champion, not claim.ideas))
 
     def times_longer(self, purpose: Purpose) -> int:
         """What a trial may take, in multiples of the ordinary limits."""

@@ -16,7 +16,16 @@ from coordinator.reproduction import Noise
 from swarm.experiment import lines_changed
 from swarm.history import Experiment, History, Lines, Pair, failure_of, score_of
 from swarm.proxy import proxy_health
-from swarm.records import ChampionRechecked, Demotion, HoldoutAnswered, Platform, Promotion, TransferChecked, Verdict
+from swarm.records import (
+    ChampionRechecked,
+    Demotion,
+    HoldoutAnswered,
+    Interaction,
+    Platform,
+    Promotion,
+    TransferChecked,
+    Verdict,
+)
 
 SELF_REPORTED = "self-reported"
 
@@ -26,6 +35,8 @@ class Step(NamedTuple):
 
     promotion: Promotion
     experiment: Experiment | None
+    """The first, where several landed together."""
+    experiments: tuple[Experiment, ...]
     verdict: Verdict | None
     scores: tuple[float, ...]
     """Of its confirmation runs."""
@@ -50,6 +61,7 @@ def steps(history: History) -> tuple[Step, ...]:
             Step(
                 promotion=promotion,
                 experiment=experiment,
+                experiments=_landed(history, promotion),
                 verdict=verdict,
                 scores=_candidate_scores(history.pairs(verdict)) if verdict else (),
                 gain=gain,
@@ -60,6 +72,11 @@ def steps(history: History) -> tuple[Step, ...]:
             )
         )
     return tuple(found)
+
+
+def _landed(history: History, promotion: Promotion) -> tuple[Experiment, ...]:
+    ideas = promotion.landed
+    return tuple(history.by_idea[idea] for idea in ideas if idea in history.by_idea)
 
 
 def _transfer(experiment: Experiment | None, promotion: Promotion) -> TransferChecked | None:
@@ -79,6 +96,39 @@ def _kind(promotion: Promotion) -> str:
 
 def _candidate_scores(pairs: Iterable[Pair]) -> tuple[float, ...]:
     return tuple(score for pair in pairs if (score := score_of(pair.candidate)) is not None)
+
+
+# --- ideas that were joined ------------------------------------------------------------------------------
+
+TOGETHER = ("on promotion", "experiments", "-together", "-alone, in all", "-pairs", "what came of it")
+
+
+def together(history: History) -> list[tuple[str, ...]]:
+    """What sets of accepted ideas gained on which champion, oldest first: the cells under `TOGETHER`."""
+    write, champions = numbers(history), {p.candidate: p for p in history.promotions}
+    landed = {(p.experiment, p.base): p.number for p in history.promotions}
+    return [
+        (
+            str(champions[told.onto].number) if told.onto in champions else "0",
+            numbered(history, told.ideas),
+            write.gain(told.gain) if told.pairs else "–",
+            write.gain(told.expected),
+            str(told.pairs),
+            _end_of(told, landed.get((told.experiment, told.onto))),
+        )
+        for told in history.interactions
+    ]
+
+
+def _end_of(told: Interaction, landed: int | None) -> str:
+    if landed is not None:
+        return f"landed as promotion {landed}"
+    return "did not land" if told.pairs else words(told.reason, 200)
+
+
+def numbered(history: History, ideas: Iterable[str]) -> str:
+    """Experiments by number."""
+    return ", ".join(str(history.by_idea[idea].number) if idea in history.by_idea else "–" for idea in ideas)
 
 
 def machinery_failures(history: History) -> Counter[str]:
@@ -244,11 +294,10 @@ def lines(size: Lines) -> str:
     return f"+{size.added} -{size.removed}"
 
 
-def author(history: History, experiment: Experiment | None) -> str:
+def author(history: History, *experiments: Experiment) -> str:
     """Who thought of it, and where. Written without an at sign, which would call somebody."""
-    if experiment is None:
-        return "–"
-    return f"{words(experiment.proposer, 40)} on {words(history.node_name(experiment.node), 40)}"
+    names = (f"{words(e.proposer, 40)} on {words(history.node_name(e.node), 40)}" for e in experiments)
+    return "; ".join(dict.fromkeys(names)) or "–"
 
 
 def platforms(history: History) -> list[str]:

@@ -17,10 +17,10 @@ from functools import partial
 from typing import NamedTuple
 
 from node import proposers
-from node.data import other_data, prepare_data
 from node.hardware import node_uid, platform_of
 from node.home import node_home, node_name, study_home, trusts_code
 from node.kept import Asked, Kept
+from node.receive import Inbox, data_for
 from node.researcher import MAX_ATTEMPTS, Memory, Researcher
 from node.sandbox.choice import choose_sandbox
 from node.thinker import Thinker
@@ -89,6 +89,7 @@ class Agent:
         self._disturbed, self._rest_until = 0, 0.0  # trials in a row that the machinery failed
         self._last_log = ""
         self._told: dict[tuple[str, str], float] = {}
+        self._inbox = Inbox(self.work)
         self._unsaved: tuple[Fact, ...] = ()  # while the disk is full
         self.researcher = self._restore()
         threading.Thread(target=self._worker, name="worker", daemon=True).start()
@@ -122,6 +123,7 @@ class Agent:
         if orders.drain:
             self._stop_trial.set()
         self._kept.obey(orders.holdout, orders.release)
+        self._inbox.deliver(orders.piece)
         for block in orders.blocks:
             keys = frozenset(f"trial:{spec.id}" for spec in block.trials)
             self._leases.setdefault(block.id, Lease(block, keys))
@@ -146,10 +148,11 @@ class Agent:
             proposals=self.researcher.memory.waiting,
             holding=tuple(self._leases),
             running=running,
-            idle="" if running else self._idle,
+            idle="" if running else self._inbox.words or self._idle,
             kept=self._kept.trials(),
             holdout=self._kept.answers(),
             ready=self._ready,
+            wants=self._inbox.wants,
             drained=self._draining and not (self._at_work or self._unsaved or facts or self._awaits_thought()),
         )
 
@@ -194,9 +197,8 @@ class Agent:
         task = load_task(folder)
         needed = self._setup.level_needed
         sandbox = choose_sandbox(self._setup.sandbox, 0 if trusts_code() else needed)
-        data = prepare_data(task, folder, self._setup.data, node_home() / "data")
-        if data is not None and (different := other_data(data, self._setup.fingerprint)):
-            self.trouble("data", different)
+        say = partial(self.trouble, "data")
+        data = data_for(task, folder, self._setup, node_home() / "data", self._inbox.fetch, say)
         platform = platform_of(task, data.fingerprint if data else "", self._setup.threads)
         with self.work:
             kept = replace(self._node, sandbox_level=sandbox.level, sandbox=sandbox.name)

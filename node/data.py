@@ -4,7 +4,6 @@ Owns where prepared data lies and how a seed draws from it. Preparing is the Tas
 folder appears whole or not at all, so two nodes of one machine may start together.
 """
 
-import json
 import subprocess
 from pathlib import Path
 from typing import NamedTuple
@@ -12,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from swarm.corpus import MANIFEST, read_manifest
 from swarm.errors import TaskError
 from swarm.records import digest
 from swarm.task import Task, command
@@ -35,7 +35,7 @@ def prepare_data(task: Task, folder: Path, given: str, home: Path) -> Data | Non
     """
     if not task.has_data:
         return None
-    if given and (Path(given) / "manifest.json").is_file():
+    if given and (Path(given) / MANIFEST).is_file():
         return read_data(Path(given))
     out = home / f"{task.name}-{digest(task.commands.prepare, *sorted(task.frozen.values()))[:12]}"
     home.mkdir(parents=True, exist_ok=True)
@@ -51,26 +51,17 @@ def prepare_data(task: Task, folder: Path, given: str, home: Path) -> Data | Non
 
 
 def read_data(folder: Path) -> Data:
-    """Prepared data as its manifest describes it."""
-    path = folder / "manifest.json"
-    try:
-        manifest = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise TaskError(f"{path} cannot be read: {error}; remove {folder} and prepare again") from error
-    fingerprint = manifest.get("fingerprint") if isinstance(manifest, dict) else None
-    if not isinstance(fingerprint, str) or not fingerprint:
-        raise TaskError(f"{path} has no fingerprint; remove {folder} and prepare again")
-    return Data(folder.resolve(), fingerprint)
+    """Prepared data as its manifest describes it. Sizes only: to hash gigabytes at every start takes minutes.
 
-
-def other_data(data: Data, wanted: str) -> str:
-    """What to say on a node whose data is not the study's; empty where it is, or where the study names none."""
-    if not wanted or data.fingerprint == wanted:
-        return ""
-    return (
-        f"{data.folder} has fingerprint {data.fingerprint[:12]}, the study's data {wanted[:12]}: scores compare only "
-        "under one, so this node's are kept apart; use the coordinator's Python version and sources, or copy its folder"
-    )
+    Raises:
+        TaskError: there is no manifest, or a file is not as long as it says.
+    """
+    manifest = read_manifest(folder)
+    for name, listed in manifest.files.items():
+        path = folder / name
+        if not path.is_file() or path.stat().st_size != listed.bytes:
+            raise TaskError(f"{path} is missing, cut short or grown; remove {folder} and prepare again")
+    return Data(folder.resolve(), manifest.fingerprint)
 
 
 def write_documents(path: Path, folder: Path, seed: int, count: int) -> None:

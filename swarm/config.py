@@ -71,6 +71,8 @@ class Nodes(_Section):
     """Pause between two rounds of polling."""
     lost_after_s: float = Field(90.0, gt=0)
     """A silent node loses its lease after this time."""
+    data: str = ""
+    """A folder with prepared data, used on every machine that has it; empty = the Task prepares its own."""
     sandbox: str = "auto"
     """"auto" takes the best that starts here; or "bwrap", "landlock", "bare", or your own as package.module:Class."""
     trust_code: bool = False

@@ -27,6 +27,7 @@ from swarm.records import (
     Fact,
     Files,
     HoldoutAnswered,
+    Interaction,
     Measurement,
     NodeInfo,
     NodeJoined,
@@ -39,6 +40,7 @@ from swarm.records import (
     ShamJudged,
     ShamRaised,
     Spent,
+    Stacked,
     StudyFinished,
     StudyOpened,
     TrialDisturbed,
@@ -66,6 +68,7 @@ class History:
     experiments: tuple[Experiment, ...]
     promotions: tuple[Promotion, ...]
     """All that ever landed; `line` leaves out what was undone."""
+    interactions: tuple[Interaction, ...]
     holdout_answers: tuple[HoldoutAnswered, ...]
     rechecks: tuple[ChampionRechecked, ...]
     demotions: tuple[Demotion, ...]
@@ -140,7 +143,10 @@ class History:
 
     @cached_property
     def by_idea(self) -> Mapping[str, Experiment]:
-        return {experiment.idea: experiment for experiment in self.experiments}
+        """Ideas that landed together are found by the name of their set, too: the first of them."""
+        found = {experiment.idea: experiment for experiment in self.experiments}
+        sets = {p.experiment: found[p.ideas[0]] for p in self.promotions if p.ideas and p.ideas[0] in found}
+        return {**sets, **found}
 
     @cached_property
     def by_candidate(self) -> Mapping[str, Experiment]:
@@ -176,10 +182,11 @@ class History:
     def stacked(self, promotion: Promotion) -> tuple[Experiment, ...]:
         """The ideas that a promotion brings, newest first: the claimed one and those kept below it since its base."""
         found: dict[str, Experiment] = {}
-        experiment = self.by_idea.get(promotion.experiment)
-        while experiment is not None and experiment.idea not in found and experiment.candidate != promotion.base:
-            found[experiment.idea] = experiment
-            experiment = self.by_candidate.get(experiment.parent)
+        for idea in promotion.landed:
+            experiment = self.by_idea.get(idea)
+            while experiment is not None and experiment.idea not in found and experiment.candidate != promotion.base:
+                found[experiment.idea] = experiment
+                experiment = None if promotion.ideas else self.by_candidate.get(experiment.parent)
         return tuple(found.values())
 
     @property
@@ -225,6 +232,7 @@ def history(facts: Iterable[Fact]) -> History:
         opened=opened[0] if opened else None,
         experiments=tuple(_experiments(told, files, over=bool(finished))),
         promotions=only(told, Promotion),
+        interactions=only(told, Interaction),
         holdout_answers=only(told, HoldoutAnswered),
         rechecks=only(told, ChampionRechecked),
         demotions=only(told, Demotion),
@@ -253,7 +261,7 @@ def _files(facts: Sequence[Fact]) -> dict[str, Files]:
             found.setdefault(fact.baseline, fact.files)
         elif isinstance(fact, ExperimentAdmitted):
             found.setdefault(fact.candidate, fact.proposal.files)
-        elif isinstance(fact, Carried | ShamRaised):
+        elif isinstance(fact, Carried | ShamRaised | Stacked):
             found.setdefault(fact.candidate, fact.files)
     return found
 
@@ -261,12 +269,14 @@ def _files(facts: Sequence[Fact]) -> dict[str, Files]:
 def _experiments(facts: Sequence[Fact], files: Mapping[str, Files], *, over: bool) -> Iterator[Experiment]:
     """Numbered by admission; a node without anything further to try has nothing running."""
     fates: defaultdict[str, list[Fate | Demotion]] = defaultdict(list)
+    together = {fact.experiment: fact.ideas for fact in only(facts, Promotion) if fact.ideas}
     for fact in facts:
         if isinstance(fact, Demotion):
             for idea in _undone(fact, facts):
                 fates[idea].append(fact)
         if isinstance(fact, Fate) and not (isinstance(fact, TrialFinished) and fact.purpose != "screen"):
-            fates[fact.experiment].append(fact)
+            for idea in together.get(fact.experiment, (fact.experiment,)):
+                fates[idea].append(fact)
     admitted: dict[str, ExperimentAdmitted] = {}
     for first in only(facts, ExperimentAdmitted):
         admitted.setdefault(first.proposal.idea, first)
@@ -281,7 +291,8 @@ def _experiments(facts: Sequence[Fact], files: Mapping[str, Files], *, over: boo
 
 def _undone(demotion: Demotion, facts: Sequence[Fact]) -> Iterator[str]:
     """The ideas that fall with it."""
-    return (promotion.experiment for promotion in only(facts, Promotion) if promotion.number in demotion.undone)
+    undone = (promotion for promotion in only(facts, Promotion) if promotion.number in demotion.undone)
+    return (idea for promotion in undone for idea in promotion.landed)
 
 
 def _lost(facts: Sequence[Fact]) -> set[str]:

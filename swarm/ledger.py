@@ -62,7 +62,8 @@ CREATE VIEW promotion AS SELECT
     FROM fact WHERE kind = 'promotion';
 """
 
-# What later formats added: 2 the answers of the holdout and what they say of an experiment, 3 undone promotions.
+# What later formats added: 2 the answers of the holdout and what they say of an experiment, 3 ideas that are joined
+# and promotions that are undone.
 _ADDED = """
 CREATE VIEW experiment AS SELECT
     row_number() OVER (ORDER BY f.seq) AS number, f.at,
@@ -74,7 +75,9 @@ CREATE VIEW experiment AS SELECT
         WHEN EXISTS (SELECT 1 FROM fact p WHERE p.kind = 'promotion'
                      AND NOT EXISTS (SELECT 1 FROM fact d, json_each(d.body, '$.undone') u
                                      WHERE d.kind = 'demotion' AND u.value = json_extract(p.body, '$.number'))
-                     AND json_extract(p.body, '$.experiment') = json_extract(f.body, '$.proposal.idea')) THEN 'promoted'
+                     AND (json_extract(p.body, '$.experiment') = json_extract(f.body, '$.proposal.idea')
+                          OR EXISTS (SELECT 1 FROM json_each(p.body, '$.ideas') i
+                                     WHERE i.value = json_extract(f.body, '$.proposal.idea')))) THEN 'promoted'
         ELSE coalesce(
             (SELECT CASE WHEN v.kind IN ('claim_raised', 'carried') THEN 'claimed'
                     WHEN coalesce(json_extract(v.body, '$.accepted'), json_extract(v.body, '$.passed')) THEN 'accepted'
@@ -96,6 +99,11 @@ CREATE VIEW holdout AS SELECT
     json_extract(body, '$.step') AS step, json_extract(body, '$.pairs') AS pairs,
     json_extract(body, '$.reason') AS reason
     FROM fact WHERE kind = 'holdout_answered';
+CREATE VIEW interaction AS SELECT
+    seq, at, json_extract(body, '$.onto') AS onto, json_extract(body, '$.ideas') AS ideas,
+    json_extract(body, '$.gain') AS gain, json_extract(body, '$.expected') AS expected,
+    json_extract(body, '$.pairs') AS pairs, json_extract(body, '$.reason') AS reason
+    FROM fact WHERE kind = 'interaction';
 """
 
 _SPOOL_SCHEMA = """

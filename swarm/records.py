@@ -435,6 +435,44 @@ class Carried:
 
 
 @dataclass(frozen=True)
+class Stacked:
+    """Several accepted ideas, joined into one tree on the champion: a claim of its own, measured and landed as one."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+    experiment: str  # name of the set; blocks, verdicts and the promotion carry it where an idea's name stands
+    ideas: tuple[str, ...]  # experiments, in the order in which they land: largest published gain first
+    candidate: str
+    onto: str
+    files: Files
+    at: float
+    kind: Literal["stacked"] = "stacked"
+
+    @property
+    def key(self) -> str:
+        return f"stacked:{self.experiment}:{self.onto}"
+
+
+@dataclass(frozen=True)
+class Interaction:
+    """What accepted ideas gained together, against the sum of what each had gained alone."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+    experiment: str  # name of the set
+    ideas: tuple[str, ...]
+    onto: str  # the champion that they were measured against
+    gain: float  # mean over its first pairs; 0 where they do not join or do not run
+    expected: float  # sum of the published gains
+    pairs: int
+    reason: str
+    at: float
+    kind: Literal["interaction"] = "interaction"
+
+    @property
+    def key(self) -> str:
+        return f"interaction:{self.experiment}:{self.onto}"
+
+
+@dataclass(frozen=True)
 class Verdict:
     """What the coordinator believes of a Claim, and why."""
 
@@ -536,11 +574,17 @@ class Promotion:
     request: str  # the forge's name for the pull request
     at: float
     claim_kind: ClaimKind = "gain"
+    ideas: tuple[str, ...] = ()  # where several landed together: their experiments, in that order
     kind: Literal["promotion"] = "promotion"
 
     @property
     def key(self) -> str:
         return f"promotion:{self.number}"
+
+    @property
+    def landed(self) -> tuple[str, ...]:
+        """The experiments that it brings."""
+        return self.ideas or (self.experiment,)
 
 
 @dataclass(frozen=True)
@@ -685,6 +729,8 @@ Fact = Annotated[
     | Screened
     | ClaimRaised
     | Carried
+    | Stacked
+    | Interaction
     | Verdict
     | ShamRaised
     | ShamJudged
@@ -757,6 +803,27 @@ class Admission:
 
 
 @dataclass(frozen=True)
+class PieceWanted:
+    """What a node lacks of the study's prepared data; asked in every report until it comes."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+    path: str  # in the folder of that data
+    offset: int
+
+
+@dataclass(frozen=True)
+class Piece:
+    """The answer: a part of one file, which may come twice."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+    path: str
+    offset: int
+    size: int  # of the whole file
+    packed: bytes  # zlib
+    refused: str = ""  # why it can not be had, in words
+
+
+@dataclass(frozen=True)
 class Orders:
     """Coordinator to agent, one call."""
 
@@ -769,6 +836,7 @@ class Orders:
     holdout: Mapping[str, str] = field(default_factory=dict)  # kept trials to score there now: trial -> its artifact
     release: tuple[str, ...] = ()  # kept trials whose artifacts nobody will ask for any more
     drain: bool = False  # finish nothing new, stop what runs, keep offering what is spooled
+    piece: Piece | None = None  # of prepared data, as the last report wanted
 
 
 @dataclass(frozen=True)
@@ -801,6 +869,7 @@ class Report:
     holdout: Mapping[str, Outcome] = field(default_factory=dict)  # answers by trial: never facts, never written down
     ready: bool = True  # False while it prepares data; its Platform is not known yet
     drained: bool = False
+    wants: PieceWanted | None = None  # while it receives data
 
 
 @dataclass(frozen=True)
@@ -818,7 +887,7 @@ class Setup:
     sandbox: str = "auto"
     level_needed: int = 0  # below this sandbox level a node runs nothing, unless its owner trusts the code
     data: str = ""  # a folder with prepared data, used where it exists; else the node prepares its own
-    fingerprint: str = ""  # of the coordinator's data; a node whose own differs is told so
+    fingerprint: str = ""  # of the coordinator's data; a node whose own differs is told so, and receives it
     threads: int = 1
     wall_limit_s: float = 300.0
     memory_mb: int = 4096

@@ -175,7 +175,7 @@ class Desk:
     def _promotion(self, action: Promote) -> Promotion:
         claim = self.state.claims[action.claim]
         claimed = claim.experiment, claim.candidate, claim.base
-        return Promotion(action.number, *claimed, "sha", "local#1", self.now, claim.kind)
+        return Promotion(action.number, *claimed, "sha", "local#1", self.now, claim.kind, claim.ideas)
 
     def orders(self, name: str) -> Orders:
         return self.mind.orders(f"uid-{name}", (), self.now)

@@ -60,6 +60,7 @@ class World:
 
     effects: Mapping[str, float]  # switch -> true gain when it is on
     lines: Mapping[str, float] = field(default_factory=dict)  # a line that may be cut -> true gain without it
+    together: Mapping[tuple[str, str], float] = field(default_factory=dict)  # two switches -> gain beyond their sum
     at_scale: Mapping[str, float] = field(default_factory=dict)  # switch -> true gain at the larger scale
     seed_sd: float = 0.012  # common to all candidates with one seed
     own_sd: float = 0.004  # of one candidate's run
@@ -103,6 +104,7 @@ class World:
         effects, level = ({**self.effects, **self.at_scale}, 1.6) if scaled else (self.effects, 2.0)
         score = level - sum(effects[name] + self.search_only.get(name, 0.0) for name in on)
         score -= sum(gain for name, gain in self.lines.items() if f"{name} = 0" not in spec.files["train.py"])
+        score -= sum(gain for both, gain in self.together.items() if set(both) <= set(on))
         score += Random(f"seed {spec.seed}").gauss(0, self.seed_sd) - luck
         score += Random(f"{spec.candidate} {spec.seed}").gauss(0, self.own_sd)
         cpu = 5.0

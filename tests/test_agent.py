@@ -301,21 +301,6 @@ def test_a_broken_task_is_told_of_and_the_node_is_never_ready(hire: Callable[...
     assert boss.of(Trouble)[0].where == "worker on ant"
 
 
-@pytest.mark.parametrize("wanted", ["mine", "theirs"])
-def test_a_node_with_other_data_is_told_which_one_the_study_has(
-    wanted: str, hire: Callable[..., Boss], tmp_path: Path
-) -> None:
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "manifest.json").write_text('{"fingerprint": "mine"}')
-    task = TASK.replace('train = "train.py"', 'train = "train.py"\nprepare = "train.py"')
-    files = {"train.py": TRAIN.encode(), "task.toml": task.encode()}
-    boss = hire(task_files=files, data=str(tmp_path / "data"), fingerprint=wanted)
-    boss.until(lambda report: boss.of(Screened), "it works all the same")
-    told = [fact.message for fact in boss.of(Trouble)]
-    assert len(told) == (wanted == "theirs")
-    assert all("fingerprint mine" in words and "theirs" in words for words in told)
-
-
 def test_a_report_is_cut_to_what_travels_well(hire: Callable[..., Boss]) -> None:
     boss = hire("print('x' * 100_000)\n" + TRAIN)
     boss.acks = False

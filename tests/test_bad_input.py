@@ -3,6 +3,7 @@
 What `swarm run` refuses, it refuses before it starts anything: no study folder is made.
 """
 
+import json
 import os
 import signal
 import socket
@@ -200,6 +201,45 @@ def test_a_task_that_trains_longer_than_a_trial_may_take(place: Path) -> None:
     assert "trains for 300 s" in refused(place) and "nodes.trial_wall_s" in refused(place)
 
 
+def test_a_folder_without_prepared_data(place: Path) -> None:
+    words = refused(place, *settings("nodes.sandbox=bare", "nodes.trust_code=true", "nodes.data=task"))
+    assert "nodes.data = 'task'" in words and "manifest.json" in words
+
+
+def refused_data(place: Path) -> str:
+    """`swarm run` on prepared data in `place/data`, refused before a study was made."""
+    chosen = settings("task=small", "nodes.data=data", "nodes.sandbox=bare", "nodes.trust_code=true")
+    words = swarm(place, "run", *chosen).sentence
+    assert not (place / "studies").exists()
+    return words
+
+
+def test_data_with_too_little_text_to_score_and_audit(place: Path) -> None:
+    toy.answers_task(place / "small")
+    toy.write_data(place / "data")
+    path = place / "small" / "task.toml"
+    path.write_text(path.read_text().replace(f"val_tokens = {toy.VAL_TOKENS}", "val_tokens = 2000"))
+    words = refused_data(place)
+    assert "the val split has 1000 tokens" in words and "budget.val_tokens to 496 or less" in words
+
+
+def test_data_of_which_a_part_is_missing(place: Path) -> None:
+    toy.answers_task(place / "small")
+    toy.write_data(place / "data")
+    (place / "data" / "holdout" / "tokens.bin").unlink()
+    assert "the holdout split has 0 tokens" in refused_data(place)
+
+
+def test_data_that_was_cut_short(place: Path) -> None:
+    toy.answers_task(place / "small")
+    tokens = toy.write_data(place / "data").folder / "train" / "tokens.bin"
+    listed = {"train/tokens.bin": {"bytes": tokens.stat().st_size, "sha256": ""}}
+    (place / "data" / "manifest.json").write_text(json.dumps({"fingerprint": "toy", "files": listed}))
+    os.truncate(tokens, 1000)
+    words = refused_data(place)
+    assert "train/tokens.bin is missing, cut short or grown" in words and "prepare again" in words
+
+
 def test_a_required_check_at_a_larger_scale_that_nobody_names(place: Path) -> None:
     told = refused(place, "--set", "decision.transfer_required=true")
     assert "nothing would be" in told and '[transfer] scale = "depth=2"' in told
@@ -213,6 +253,12 @@ def test_a_port_in_use_is_named_with_the_fix(place: Path) -> None:
         port = str(server.getsockname()[1])
         said = swarm(place, "coordinator", "--set", "task=task", "--port", port)
     assert f"port {port} on this machine is in use" in said.sentence and "--port" in said.err
+
+
+@pytest.mark.parametrize("port", ["10002", "19999"])
+def test_a_port_of_the_workers_is_none_for_the_head(place: Path, port: str) -> None:
+    words = swarm(place, "coordinator", "--set", "task=task", "--port", port).sentence
+    assert f"port {port}" in words and "10002 to 19999" in words and "--port" in words
 
 
 HOLDER = """
@@ -284,6 +330,13 @@ def test_joining_with_a_file_that_holds_no_token(place: Path, content: bytes) ->
 def test_joining_an_address_that_is_none(place: Path, address: str) -> None:
     ensure_token(place / "token")
     assert "write it as HOST:PORT" in join(place, address=address).sentence
+
+
+@pytest.mark.parametrize("host", ["192.0.2.10", "0.0.0.0", "no-such-host.invalid", "a..b"])
+def test_waiting_for_nodes_at_an_address_of_another_machine(place: Path, host: str) -> None:
+    words = swarm(place, "coordinator", "--set", "task=task", "--host", host).sentence
+    assert f"--host '{host}' is not one address of this machine" in words and "hostname -I" in words
+    assert not (place / "studies").exists()
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "no-such-host.invalid"])

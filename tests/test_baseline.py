@@ -209,7 +209,7 @@ def test_seed_decides_every_bit(artifact: Path, corpus: Path, stream: Path, tmp_
 def test_every_token_is_a_target_once() -> None:
     module = load_file(BASELINE / "train.py", "candidate")
     stream = np.arange(1, 2049, dtype="<u2")
-    steps = module.batches(stream, bos=0)
+    steps = module.Batches(stream, bos=0)
     targets = torch.cat([targets.flatten() for _, targets in steps])
     assert sorted(targets.tolist()) == stream.tolist()
     assert all(torch.equal(targets - 1, inputs) for inputs, targets in steps)  # each input is the token before
@@ -235,7 +235,7 @@ def test_every_switch_trains_and_no_position_sees_the_future(constants: Mapping[
     torch.manual_seed(0)
     tokens = np.fromfile(corpus / "train" / "tokens.bin", dtype="<u2")[:4096]
     model = module.GPT(VOCAB)
-    losses = list(module.losses(model, module.batches(tokens, VOCAB - 1)))
+    losses = list(module.losses(model, module.Batches(tokens, VOCAB - 1)))
     assert np.isfinite(losses).all()
     assert losses[0] == pytest.approx(np.log(VOCAB), abs=0.02)
     question = torch.from_numpy(windows(corpus, 2, 256).astype(np.int64))
@@ -256,7 +256,7 @@ def test_the_loss_by_hand_is_the_cross_entropy_of_what_the_model_predicts(softca
     model, tokens, targets = module.GPT(VOCAB), torch.randint(VOCAB, (2, 64)), torch.randint(VOCAB, (2, 64))
     torch.nn.init.normal_(model.head.weight)  # far from the start, where no logit is near the cap
     expected = torch.nn.functional.cross_entropy(model(tokens).flatten(0, 1), targets.flatten())
-    by_hand = module.HeadLoss.apply(model.stream(tokens).flatten(0, 1), model.head.weight, targets.flatten())
+    by_hand = module.CappedLoss.apply(model.logits(tokens).flatten(0, 1), targets.flatten())
     torch.testing.assert_close(by_hand, expected)
     parameters = [model.head.weight, model.token.weight]
     torch.testing.assert_close(
@@ -282,7 +282,7 @@ def test_longer_training_learns(corpus: Path) -> None:
     module = load_file(BASELINE / "train.py", "candidate")
     torch.manual_seed(0)
     losses = list(
-        module.losses(module.GPT(VOCAB), module.batches(module.read_stream("40k", corpus / "train", 0), 1024))
+        module.losses(module.GPT(VOCAB), module.Batches(module.read_stream("40k", corpus / "train", 0), 1024))
     )
     assert losses[-1] < losses[0] - 1.5
 
@@ -305,7 +305,7 @@ def test_what_goes_wrong_is_told_in_the_last_line(
     done = train(code, corpus, tmp_path / "out", 0, stream)
     assert done.returncode == exit_code
     assert told in done.stderr.splitlines()[-1]
-    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "out" / "model.pt").exists()
 
 
 def by_hand(out: Path, *arguments: object) -> dict[str, float]:
@@ -320,13 +320,12 @@ def test_a_run_by_hand_tells_the_score_that_the_swarm_would_give(corpus: Path, t
     told = by_hand(tmp_path / "out", "--data", corpus / "train", "--budget", "8192")
     questions = scoring.read_questions(corpus, "val", 256, 65536)
     driver = Driver(BASELINE / "train.py", tmp_path / "out")
-    bits = text = 0.0
+    bits = []
     for inputs, targets in zip(*(np.split(x, 16) for x in (questions.inputs, questions.targets)), strict=True):
         logits = driver.ask(inputs).reshape(targets.size, -1).copy()
-        tally = scoring.score_logits(logits, targets.ravel(), questions.token_bytes)
-        bits, text = bits + tally.bits, text + tally.bytes
+        bits.append(scoring.surprise(logits, targets.ravel()).reshape(targets.shape))
     assert driver.end()[0] == 0
-    assert told["val_bpb"] == pytest.approx(bits / text, abs=2e-6)
+    assert told["val_bpb"] == pytest.approx(scoring.bits_per_byte(np.concatenate(bits), questions), abs=2e-6)
     assert told["num_steps"] == 8
     # Two layers of 4 and 8 x 64^2 weights, and the head; 6 operations per weight and token; causal attention itself.
     weights = 24 * 64**2 + 64 * VOCAB
@@ -389,6 +388,13 @@ def test_running_out_of_memory_names_what_to_lower(corpus: Path, stream: Path, t
     done = train(code, corpus, tmp_path / "out", 0, stream)
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith("train: out of memory: lower BATCH (now 8)")
+
+
+def test_a_model_that_would_have_no_place_is_refused_before_it_is_trained(corpus: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    done = run(BASELINE / "train.py", "--data", corpus / "train", "--out", tmp_path / "file", "--budget", "4096")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "--out a folder for the model" in done.stderr and done.stderr.count("\n") == 1
 
 
 def test_a_trained_model_writes(artifact: Path, tmp_path: Path) -> None:

@@ -202,7 +202,7 @@ def test_text_that_is_in_train_too_is_reported(tmp_path: Path) -> None:
     [
         ("nothing", "is not a folder"),
         ("a file", "is not a folder"),
-        ("an empty folder", "0 top-level names"),
+        ("an empty folder", "holds no text"),
         ("one file in a folder", "cut the text into more files"),
     ],
 )
@@ -349,10 +349,21 @@ def test_missing_library_is_told_with_its_remedy(tmp_path: Path, library: str, a
 
 
 @pytest.mark.parametrize(
-    "asked", [("--source", "wikipedia"), ("--vocab", 70_000), ("--vocab", 3), ("--source", "climbmix", "--shards", -1)]
+    "asked",
+    [
+        ("--source", "wikipedia"),
+        ("--source", "text:"),
+        ("--vocab", 70_000),
+        ("--vocab", 3),
+        ("--source", "climbmix", "--shards", -1),
+    ],
 )
 def test_request_that_makes_no_sense_is_refused(tmp_path: Path, asked: tuple[object, ...]) -> None:
     refused(run("--out", tmp_path / "data", *asked), str(asked[-1]), "choose")
+
+
+def test_shards_of_what_has_none_are_refused(tmp_path: Path) -> None:
+    refused(run("--out", tmp_path / "data", "--shards", 3), "--shards 3", "stdlib has no shards", "leave it away")
 
 
 def test_parquet_is_read_document_by_document(tmp_path: Path, shelf: Shelf) -> None:
@@ -412,6 +423,7 @@ def test_changed_manifest_is_found(prepared: Path) -> None:
     text = (prepared / "manifest.json").read_text()
     (prepared / "manifest.json").write_text(text.replace(manifest_of(prepared)["fingerprint"], "0" * 64))
     refused(run("--out", prepared, "--verify"), "manifest.json was changed")
+    refused(run("--out", prepared, "--source", manifest_of(prepared)["asked"]["source"]), "another fingerprint")
 
 
 def test_other_data_in_the_folder_is_not_taken_for_what_is_asked(prepared: Path, tmp_path: Path) -> None:

@@ -4,12 +4,14 @@ Every refusal is one sentence that ends with the fix. Looks only; nothing here s
 """
 
 import os
+import socket
 import stat
 from pathlib import Path
 
 from node import proposers
 from node.sandbox import choice as sandboxes
 from swarm.config import Config
+from swarm.corpus import MANIFEST
 from swarm.errors import ConfigError, PrerequisiteError
 from swarm.task import Task
 from swarm.trust import level_needed
@@ -31,6 +33,11 @@ def check_choices(config: Config, task: Task, *, local: int) -> None:
     else:
         proposers.check_name(config.proposer.use)
         sandboxes.check_name(config.nodes.sandbox)
+    if config.nodes.data and not (Path(config.nodes.data) / MANIFEST).is_file():
+        raise ConfigError(
+            f"nodes.data = {config.nodes.data!r} holds no prepared data (no {MANIFEST}): name a folder that the task's "
+            "prepare command made, or leave it empty"
+        )
     if config.decision.transfer_required and (task.scale is None or not config.decision.transfer_seeds):
         raise ConfigError(
             f"decision.transfer_required promotes only what was checked at a larger scale, and nothing would be: "
@@ -45,6 +52,26 @@ def check_choices(config: Config, task: Task, *, local: int) -> None:
         )
 
 
+def check_text(folder: Path, task: Task) -> None:
+    """Refuse data with less text than is scored and, for the audit, one window that is not.
+
+    Raises:
+        ConfigError: which split it is, and what would fit.
+    """
+    if task.score != "answers":
+        return
+    for split in ("val", "holdout"):
+        tokens = folder / split / "tokens.bin"
+        there = tokens.stat().st_size // 2 if tokens.is_file() else 0  # uint16
+        if there <= task.val_tokens + task.window:
+            fits = there // 2 // task.window * task.window
+            mend = f"set budget.val_tokens to {fits} or less in {task.name}'s task.toml, or " if fits else ""
+            raise ConfigError(
+                f"{folder}: the {split} split has {there} tokens, too few to score {task.val_tokens} of them and audit "
+                f"with {task.window} more: {mend}give the source more text"
+            )
+
+
 def sandbox_words(use: str) -> str:
     """Which sandbox the nodes of this machine will use, and why it is no better one."""
     sandbox = sandboxes.choose_sandbox(use)
@@ -54,6 +81,23 @@ def sandbox_words(use: str) -> str:
     else:
         why = f" ({lacks})" if lacks else ""
     return f"sandbox {sandbox.name}, level {sandbox.level}{why}"
+
+
+def check_host(host: str) -> None:
+    """Refuse to wait for nodes at an address that is not this machine's.
+
+    Raises:
+        PrerequisiteError: it is another machine's, none at all, or one under which no other machine finds this one.
+    """
+    try:
+        with socket.socket() as one:
+            one.bind((host, 0))
+            if one.getsockname()[0] != "0.0.0.0":
+                return
+        why = "it means all of them at once"
+    except (OSError, UnicodeError) as error:
+        why = str(error)
+    raise PrerequisiteError(f"--host {host!r} is not one address of this machine ({why}); `hostname -I` lists them")
 
 
 def check_address(address: str) -> None:

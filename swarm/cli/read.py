@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 from rich.console import Console
+from rich.text import Text
 
 from coordinator.press import pages
 from swarm.cli.options import JSON, STUDY
@@ -131,7 +132,7 @@ def show(identity: str, study: Path | None, as_json: bool) -> None:
         return
     console = Console(highlight=False)
     for part in experiment_page(told, experiment):
-        console.print(part)
+        console.print(part, soft_wrap=isinstance(part, Text) and bool(part.no_wrap))  # else print() forgets no_wrap
 
 
 def find_experiment(told: History, identity: str, place: Path) -> Experiment:

@@ -19,7 +19,7 @@ from coordinator.service import Service, Study
 from node.data import prepare_data
 from node.hardware import gpu_name, node_uid
 from swarm.cli import studies
-from swarm.cli.checks import check_address, check_choices, check_token, sandbox_words
+from swarm.cli.checks import check_address, check_choices, check_text, check_token, sandbox_words
 from swarm.cli.view import LiveView, PlainView, final_words
 from swarm.cluster import (
     PRODUCTION,
@@ -40,7 +40,7 @@ from swarm.config import Config
 from swarm.errors import ClusterError, ConfigError, PrerequisiteError
 from swarm.ledger import Ledger
 from swarm.records import StudyFinished
-from swarm.task import load_task, place_of
+from swarm.task import Task, load_task, place_of
 
 LEAVING_S = 3.0  # Ctrl-C waits this long for the nodes to hand over what they finished
 LEAVE_PATIENCE_S = 15.0
@@ -149,16 +149,24 @@ def run_study(
     task = load_task(Path(used.task))
     check_choices(used, task, local=local)
     forge = make_forge(used, found.folder)
+    if local:
+        console.print(sandbox_words(used.nodes.sandbox), highlight=False, markup=False)
+    prepared = _prepared(task, task_folder, used, console)
+    study = Study(found.folder, found.name, used, task, task_folder.absolute(), *prepared, task_file)
     with Ledger(found.folder / "ledger.sqlite") as ledger:
-        if local:
-            console.print(sandbox_words(used.nodes.sandbox), highlight=False, markup=False)
-        if task.has_data:
-            console.print("preparing the data (once)", highlight=False)
-        data = prepare_data(task, task_folder, "", Path(".cache") / "data")
-        prepared = (str(data.folder.absolute()), data.fingerprint) if data else ("", "")
-        study = Study(found.folder, found.name, used, task, task_folder.absolute(), *prepared, task_file)
         machines = _machines(found.folder, used, local, port, host)
         return _work(study, ledger, forge, machines, console, plain=plain)
+
+
+def _prepared(task: Task, folder: Path, config: Config, console: Console) -> tuple[str, str]:
+    """Where this machine's prepared data lies, and its fingerprint; empty when the Task has none."""
+    if task.has_data:
+        console.print("preparing the data (once)", highlight=False)
+    data = prepare_data(task, folder, config.nodes.data, Path(".cache") / "data")
+    if data is None:
+        return "", ""
+    check_text(data.folder, task)
+    return str(data.folder.absolute()), data.fingerprint
 
 
 def _machines(folder: Path, config: Config, local: int, port: int, host: str) -> Machines:

@@ -11,7 +11,20 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from coordinator.wording import Step, count, demotion, direction, duration, holdout, numbers, proxy, shams, steps
+from coordinator.wording import (
+    TOGETHER,
+    Step,
+    count,
+    demotion,
+    direction,
+    duration,
+    holdout,
+    numbers,
+    proxy,
+    shams,
+    steps,
+    together,
+)
 from swarm.cli.words import plain
 from swarm.history import Experiment, History, Pair, Status, failure_of, score_of
 from swarm.proxy import proxy_health
@@ -140,7 +153,9 @@ def experiment_page(told: History, experiment: Experiment) -> Iterator[Renderabl
         yield from _failure(trial)
     for verdict in experiment.verdicts:
         yield Text("")
-        yield Text(plain(f"verdict: {verdict.reason}"), style="green" if verdict.accepted else "yellow")
+        against = "the baseline" if verdict.base == told.baseline else f"champion {verdict.base[:8]}"
+        told_so = f"verdict against {against}: {verdict.reason}"  # an idea that was carried has one for each champion
+        yield Text(plain(told_so), style="green" if verdict.accepted else "yellow")
         if verdict.evidence:
             yield _pair_table(told, verdict)
     if experiment.holdout is not None:
@@ -218,6 +233,13 @@ def leaderboard_page(told: History) -> Iterator[RenderableType]:
     if told.finished and told.finished.final_gain is not None:
         yield Text("")
         yield Text(_gain(told))
+    if told.interactions:
+        yield Text("")
+        yield Text("accepted ideas that were joined and measured as one tree", style="bold")
+        joined = _table(*TOGETHER)
+        for row in together(told):
+            _row(joined, *row)
+        yield joined
     refuted = [e for e in told.experiments if e.status == "rejected"]
     if refuted:
         yield Text("")
@@ -229,7 +251,7 @@ def _champions(told: History, line: Sequence[Step]) -> Table:
     write = numbers(told)
     table = _table("-#", "-experiment", f"-{told.metric}", "-gain, 95 % interval", "-in all", "change")
     for step in reversed(line):
-        number = str(step.experiment.number) if step.experiment else "?"
+        number = ", ".join(str(experiment.number) for experiment in step.experiments) or "?"
         bounds = write.interval(step.verdict.low, step.verdict.high) if step.verdict else ""
         scores, total = write.mean(step.scores).partition(" ")[0], write.gain(step.total)
         _row(table, str(step.promotion.number), number, scores, f"{write.gain(step.gain)} {bounds}", total, step.change)

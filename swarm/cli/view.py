@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -154,9 +154,8 @@ def _champion(state: State) -> Text:
     if not state.line:
         return Text("champion: the baseline")
     last = state.line[-1]
-    experiment = state.experiments[last.experiment]
     gain = sum(claim.verdict.effect for claim in promoted_claims(state) if claim.verdict)
-    text = f"champion: experiment {experiment.number} ({experiment.admitted.proposal.hypothesis}), "
+    text = f"champion: {_about(state, last.landed)}, "
     return Text(plain(text + f"sum of confirmed gains over the baseline {gain:.4f}"), style="green")
 
 
@@ -170,12 +169,19 @@ def _claims(claims: list[Claim], state: State) -> Table:
     for name in ("under confirmation", "pairs", "mean gain", "noise s", "bar"):
         table.add_column(name, no_wrap=True)
     for claim in claims[:6]:
-        experiment = state.experiments[claim.experiment]
         gains = [pair.gain for pair in claim.pairs]
         mean = f"{sum(gains) / len(gains):+.4f}" if gains else "-"
-        about = escape(plain(f"experiment {experiment.number}: {experiment.admitted.proposal.hypothesis}")[:70])
+        about = escape(plain(_about(state, claim.ideas or (claim.experiment,)))[:70])
         table.add_row(about, str(len(gains)), mean, f"{claim.noise.sd:.4f}", f"{claim.bar:.0f}:1")
     return table
+
+
+def _about(state: State, ideas: Sequence[str]) -> str:
+    """One experiment with its words, or the numbers of those that were joined."""
+    found = [state.experiments[idea] for idea in ideas]
+    if len(found) > 1:
+        return f"experiments {', '.join(str(one.number) for one in found)} together"
+    return f"experiment {found[0].number}: {found[0].admitted.proposal.hypothesis}"
 
 
 def final_words(finished: StudyFinished, task: Task, folder: str) -> list[str]:

@@ -13,6 +13,7 @@ from swarm.records import (
     ExperimentAdmitted,
     Fact,
     HoldoutAnswered,
+    Interaction,
     Measurement,
     NodeJoined,
     NodeLost,
@@ -22,6 +23,7 @@ from swarm.records import (
     ShamJudged,
     ShamRaised,
     Spent,
+    Stacked,
     StudyFinished,
     StudyOpened,
     TransferChecked,
@@ -31,7 +33,8 @@ from swarm.records import (
     Verdict,
 )
 
-LINE = 160
+LINE = 200  # a verdict with its effect, interval and evidence
+IDEA = 48  # of a hypothesis where more is to be said: what happened must not fall off the line
 
 
 class Teller:
@@ -42,15 +45,16 @@ class Teller:
         self._shams: dict[str, int] = {}  # by the name that stands in the place of an experiment
         self._hypotheses: dict[str, str] = {}
         self._nodes: dict[str, str] = {}
+        self._sets: dict[str, tuple[str, ...]] = {}  # ideas that were joined, by the name of their set
 
     def lines(self, facts: Iterable[Fact]) -> list[str]:
         """A line for every fact worth one, in order."""
         return [line for fact in facts if (line := self.line(fact))]
 
     def line(self, fact: Fact) -> str:
-        """One line, cut to a terminal's width; empty for facts that only matter to machines."""
-        line = plain(self._tell(fact))
-        return line if len(line) <= LINE else f"{line[: LINE - 1]}…"
+        """One line, cut where it is too long to read; empty for facts that only matter to machines."""
+        line, most = plain(self._tell(fact)), LINE if not isinstance(fact, Trouble) else 3 * LINE  # says what to do
+        return line if len(line) <= most else f"{line[: most - 1]}…"
 
     def _tell(self, fact: Fact) -> str:
         match fact:
@@ -67,7 +71,7 @@ class Teller:
             case ExperimentAdmitted():
                 return self._admitted(fact)
             case ProposalRefused():
-                return f"refused on {self._node(fact.node)}: {fact.hypothesis} ({fact.reason})"
+                return f"refused on {self._node(fact.node)}: {_short(fact.hypothesis)} ({fact.reason})"
             case TrialFinished():
                 return self._trial(fact)
             case _:
@@ -101,6 +105,12 @@ class Teller:
                 return (
                     f"carried {self._experiment(fact.experiment)} onto champion {fact.onto[:8]}; to be confirmed there"
                 )
+            case Stacked():
+                self._sets[fact.experiment] = fact.ideas
+                return f"joined  {self._experiment(fact.experiment)} on champion {fact.onto[:8]}; to be measured there"
+            case Interaction():
+                self._sets[fact.experiment] = fact.ideas
+                return f"joined  {self._experiment(fact.experiment)}: {fact.reason}"
             case Verdict():
                 word = "accepted" if fact.accepted else "rejected"
                 why = fact.reason.removeprefix(f"{word}: ")
@@ -141,8 +151,8 @@ class Teller:
         return f"idea    experiment {number} on {self._node(fact.node)}: {fact.proposal.hypothesis}"
 
     def _trial(self, fact: TrialFinished) -> str:
-        known = fact.experiment in self._numbers or fact.experiment in self._shams
-        about = self._about(fact.experiment) if known else f"candidate {fact.candidate[:8]}"
+        known = self._numbers.keys() | self._shams.keys() | self._sets.keys()
+        about = self._about(fact.experiment) if fact.experiment in known else f"candidate {fact.candidate[:8]}"
         where = f"{fact.purpose:9} {about} on {self._node(fact.node)}, seed {fact.seed}"
         if isinstance(fact.outcome, Measurement):
             told = " (self-reported)" if fact.outcome.self_reported else ""
@@ -152,13 +162,21 @@ class Teller:
     def _about(self, name: str) -> str:
         if name in self._shams:
             return f"sham {self._shams[name]}"
+        if name in self._sets:
+            return f"experiments {', '.join(str(self._numbers.get(one, '?')) for one in self._sets[name])} together"
         return f"experiment {self._numbers.get(name, '?')}"
 
     def _experiment(self, idea: str) -> str:
-        return f"experiment {self._numbers.get(idea, '?')} ({self._hypotheses.get(idea, idea[:8])})"
+        if idea in self._sets:
+            return self._about(idea)
+        return f"experiment {self._numbers.get(idea, '?')} ({_short(self._hypotheses.get(idea, idea[:8]))})"
 
     def _node(self, uid: str) -> str:
         return self._nodes.get(uid, uid[:8])
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= IDEA else f"{text[: IDEA - 1]}…"
 
 
 def plain(text: str) -> str:
