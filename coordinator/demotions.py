@@ -52,9 +52,9 @@ def title(told: Dossier) -> str:
 
 
 def which(undone: tuple[Promotion, ...]) -> str:
-    """Promotion 3; promotions 3 to 5."""
-    first, last = undone[0].number, undone[-1].number
-    return f"promotion {first}" if first == last else f"promotions {first} to {last}"
+    """Promotion 3; promotions 3, 5, 6: between them may be some that were undone before."""
+    numbers = ", ".join(str(p.number) for p in undone)
+    return f"promotion{'s' if len(undone) > 1 else ''} {numbers}"
 
 
 def request_body(told: Dossier) -> str:
@@ -128,6 +128,7 @@ def _decision(told: Dossier) -> str:
     mine = any(isinstance(run.outcome, Measurement) and run.outcome.self_reported for run in told.evidence)
     warning = " Scores are SELF-REPORTED: the script's own word, as this task asks for." if mine else ""
     why = inline(told.found.reason, 200)
+    why = f"{why[:1].upper()}{why[1:]}"
     return f"**Decision: demoted.** {why}; evidence {ratio}; noise s = {told.found.noise:.2g}.{warning}"
 
 

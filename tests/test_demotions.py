@@ -1,7 +1,9 @@
 """A champion that is no better than the champion before steps down: on top, in public, and its ideas start again."""
 
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 
 import pytest
 from desk import BASELINE, Desk, edited, proposal
@@ -22,6 +24,7 @@ from swarm.records import (
     Files,
     HoldoutAnswered,
     Promotion,
+    StudyFinished,
     Verdict,
     candidate_id,
 )
@@ -306,3 +309,25 @@ def test_killed_between_the_landing_and_the_ledger_it_is_the_same_demotion(tmp_p
     assert not history(swarm.facts()).demotions
     swarm.run()
     check(swarm)
+
+
+def test_whoever_is_killed_whenever_the_same_promotions_fall_and_stand(tmp_path: Path) -> None:
+    random = Random(20264)
+
+    def faults(swarm: Swarm, tick: int) -> None:
+        planted(swarm, tick)
+        swarm.forge.away = swarm.forge.away != (random.random() < 0.05)
+        if random.random() < 0.01:
+            swarm.cluster.kill_agent(random.choice(sorted(swarm.cluster.by_id)))
+        if random.random() < 0.02:
+            raise Killed
+
+    swarm, kills = replace(lucky_study(tmp_path / "first"), folder=tmp_path / "second", faults=faults), 0
+    while not any(isinstance(fact, StudyFinished) for fact in (swarm.facts() if kills else ())):
+        with suppress(Killed):
+            swarm.run()
+        kills += 1
+    told = history(swarm.facts())
+    assert kills > 20 and [demotion.undone for demotion in told.demotions] == [(1, 2)]
+    assert [promotion.number for promotion in told.line] == [3]
+    assert "GOOD = True" in told.files[told.champion]["train.py"]
