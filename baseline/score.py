@@ -1,13 +1,17 @@
-"""Answer predictions of a trained candidate, frame by frame, on stdin and stdout.
+"""Answer for a trained candidate, frame by frame, on stdin and stdout.
 
     python score.py --code train.py --artifact out
 
-Runs beside the candidate's code, inside its box, and is trusted with nothing: no targets, no loss, no score comes near
-it. The scorer outside sends tokens, holds what comes next itself, and computes bits per byte from the logits.
+Runs beside the candidate's code, inside its box, and is trusted with nothing. The scorer outside sends tokens, and
+computes bits per byte itself: from the logits, or from claims that it holds against logits of another process, which
+was not sent what they are about.
 
 One frame, little-endian, any number of times:
-    in   <III   magic 0x53574D51, B, T          then B*T uint16 tokens
-    out  <IIII  magic 0x53574D41, B, T, V       then B*T*V float32 logits; [b, t] predicts token t + 1 from tokens 0..t
+    in   <III   magic, B, T     then B*T uint16 tokens
+    out  <IIII  magic 0x53574D41, B, T, V       then float32 numbers
+    0x53574D51  all: B*T*V logits; [b, t] predicts token t + 1 from tokens 0..t
+    0x53574D43  claims: the out frame has T - 1 and V = 1; [b, t] is what token t + 1 cost after tokens 0..t, in bits
+    0x53574D50  one: B uint16 places follow the tokens, the out frame has T = 1; [b, 0] are the logits at that place
 B = 0 (or the end of the input) ends it with exit 0. Exit 1: the candidate's code failed, the last line of stderr says
 how.
 
@@ -18,6 +22,7 @@ This file is frozen: no experiment may edit it.
 
 import argparse
 import importlib.util
+import math
 import os
 import struct
 import sys
@@ -28,7 +33,7 @@ from typing import BinaryIO
 import numpy as np
 import torch
 
-QUESTION, ANSWER = 0x53574D51, 0x53574D41
+ALL, CLAIMS, ONE, ANSWER = 0x53574D51, 0x53574D43, 0x53574D50, 0x53574D41
 Predict = Callable[[torch.Tensor], torch.Tensor]
 
 
@@ -68,28 +73,48 @@ def load_candidate(code: Path, artifact: Path) -> Predict:
 
 def serve(predict: Predict, questions: BinaryIO, answers: BinaryIO) -> None:
     """Answer one frame after the other."""
-    while (tokens := read_question(questions)) is not None:
+    while (question := read_question(questions)) is not None:
         with torch.inference_mode():
-            logits = predict(tokens)
-        if logits.dim() != 3 or logits.shape[:2] != tokens.shape:
-            raise CandidateError(f"logits of shape {tuple(logits.shape)} for tokens of shape {tuple(tokens.shape)}")
-        answers.write(struct.pack("<IIII", ANSWER, *logits.shape))
-        answers.write(logits.detach().float().contiguous().numpy().astype("<f4", copy=False).data)
+            found = answer(predict, *question)
+        answers.write(struct.pack("<IIII", ANSWER, *found.shape))
+        answers.write(found.contiguous().numpy().astype("<f4", copy=False).data)
         answers.flush()
 
 
-def read_question(questions: BinaryIO) -> torch.Tensor | None:
-    """The next window of tokens, int64 [B, T]; None at the end."""
+def read_question(questions: BinaryIO) -> tuple[int, torch.Tensor, torch.Tensor] | None:
+    """What is asked, of which tokens (int64 [B, T]), and of which place in each window if of one; None at the end."""
     header = questions.read(12)
     if not header:
         return None
     magic, rows, columns = struct.unpack("<III", header)
-    if magic != QUESTION:
-        raise ValueError(f"a frame must begin with {QUESTION:#x}, not {magic:#x}")
+    if magic not in (ALL, CLAIMS, ONE):
+        raise ValueError(f"a frame must begin with {ALL:#x}, {CLAIMS:#x} or {ONE:#x}, not {magic:#x}")
     if rows == 0:
         return None
-    tokens = np.frombuffer(questions.read(2 * rows * columns), dtype="<u2").reshape(rows, columns)
-    return torch.from_numpy(tokens.astype(np.int64))
+    tokens = _read_numbers(questions, rows * columns).reshape(rows, columns)
+    return magic, tokens, _read_numbers(questions, rows if magic == ONE else 0)
+
+
+def _read_numbers(questions: BinaryIO, count: int) -> torch.Tensor:
+    return torch.from_numpy(np.frombuffer(questions.read(2 * count), dtype="<u2").astype(np.int64))
+
+
+def answer(predict: Predict, magic: int, tokens: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """Float32 numbers, three dimensions of them."""
+    if magic == CLAIMS:
+        logits = predicted(predict, tokens[:, :-1])
+        costs = torch.nn.functional.cross_entropy(logits.mT, tokens[:, 1:].to(logits.device), reduction="none")
+        return costs[..., None].cpu() / math.log(2)
+    logits = predicted(predict, tokens).cpu()
+    return logits[torch.arange(len(places)), places][:, None] if magic == ONE else logits
+
+
+def predicted(predict: Predict, tokens: torch.Tensor) -> torch.Tensor:
+    """Float32 logits [B, T, V]."""
+    logits = predict(tokens)
+    if logits.dim() != 3 or logits.shape[:2] != tokens.shape:
+        raise CandidateError(f"logits of shape {tuple(logits.shape)} for tokens of shape {tuple(tokens.shape)}")
+    return logits.detach().float()
 
 
 def _take_pipes() -> tuple[BinaryIO, BinaryIO]:

@@ -57,7 +57,7 @@ TEXT_EDITS: dict[str, dict[str, str]] = {  # tricks that have no constant: text,
             "for matrix in (*model.attention.parameters(), *model.mlp.parameters()):": "for matrix in ():",
             "rest += [(p, SCALAR_LR)": f"{ADAM.format(lr)}\n        rest += [(p, SCALAR_LR)",
         }
-        for lr in (0.0025, 0.005, 0.01)
+        for lr in (0.0025, 0.005, 0.01, 0.02, 0.04)
     },
 }
 

@@ -1,6 +1,8 @@
 """What walls cost: the start of a box, the training inside it, and the time from kill to a clean machine.
 
-    python benchmarks/isolation.py [--starts 30] [--pairs 8]
+    python benchmarks/isolation.py [--starts 30] [--pairs 8] [--audits 200] [--runs 100] [--draws 300]
+
+Then what scores that cannot be forged cost, and what they catch: `audits.py`, which has its own description.
 
 Bare boxes and those of every level that starts here take turns, so that all meet the same load. Training is compared by
 its CPU time for one fixed amount of numpy work, counted by the kernel and not by the candidate, start included.
@@ -18,6 +20,8 @@ from statistics import fmean, median, stdev
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT)]
+
+from audits import report  # noqa: E402
 
 from node.sandbox import Box, Sandbox  # noqa: E402
 from node.sandbox.bare import Bare  # noqa: E402
@@ -94,18 +98,27 @@ def turns(sandboxes: list[Sandbox], times: int, measure: Callable[[Sandbox], flo
 
 
 def main() -> None:
-    """Measure, and print one table."""
+    """Measure, and print what was found."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--starts", type=int, default=30)
     parser.add_argument("--pairs", type=int, default=8)
+    parser.add_argument("--audits", type=int, default=200)
+    parser.add_argument("--runs", type=int, default=100)
+    parser.add_argument("--draws", type=int, default=300)
     options = parser.parse_args()
+    tell_boxes(options.starts, options.pairs)
+    report(options.audits, options.runs, options.draws)
+
+
+def tell_boxes(starts: int, pairs: int) -> None:
+    """One table."""
     sandboxes = here()
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder).resolve()
-        start = turns(sandboxes, options.starts, lambda s: run(s, scratch, "", "-I", "-S")[0])
-        work = turns(sandboxes, options.pairs, lambda s: run(s, scratch, WORK)[1])
+        start = turns(sandboxes, starts, lambda s: run(s, scratch, "", "-I", "-S")[0])
+        work = turns(sandboxes, pairs, lambda s: run(s, scratch, WORK)[1])
         kills = turns(sandboxes, 5, lambda s: killed_in(s, scratch))
-    print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; medians of {options.starts} starts, 5 kills of 31")
+    print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; medians of {starts} starts, 5 kills of 31")
     print("sandbox    start to end, ms   over bare, ms   work per CPU second, of bare   kill to clean, ms")
     for index, sandbox in enumerate(sandboxes):
         over = median(ours - bare for ours, bare in zip(start[index], start[0], strict=True))

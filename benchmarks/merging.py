@@ -3,8 +3,8 @@
     python benchmarks/merging.py [--worlds 2000]
 
 The world is assumed: true gains of 1 to 3 noise sd, claims with an error of 0.5, every pair of ideas interacting with
-sd 0.3; a conflicting pair (10 %) is together worth nothing. A run's noise is 1 sd; a set is measured by three
-runs beside the champion's three, which the sets share.
+sd 0.3; a conflicting pair (10 %) is together worth nothing. A run's noise is 1 sd; a set is measured by two
+runs beside the champion's two, which the sets share.
 """
 
 import argparse
@@ -18,9 +18,8 @@ from statistics import fmean
 
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent)]
 
-from coordinator.batches import Final, Idea, Set, plan  # noqa: E402
+from coordinator.batches import PAIRS, Final, Idea, Set, plan  # noqa: E402
 
-RUNS = 3  # of one set; chosen among 2, 3 and 4 in this simulation: its figures are in-sample to that extent
 CONFLICTS = 0.1  # of pairs
 INTERACTION = 0.3  # sd of a pair
 
@@ -67,14 +66,14 @@ def batch(count: int, seed: int, conflicts: float = CONFLICTS, sd: float = INTER
     random_ = random.Random(seed)
     true = world(count, random_, conflicts, sd)
     ideas = [Idea(name, gain / 0.85 + random_.gauss(0, 0.5)) for name, gain in true.gains.items()]
-    champion = random_.gauss(0, RUNS**-0.5)
+    champion = random_.gauss(0, PAIRS**-0.5)
     measured: dict[Set, float] = {}
     while not isinstance(step := plan(ideas, measured), Final):
-        measured[step.ideas] = true.worth(step.ideas) + random_.gauss(0, RUNS**-0.5) - champion
+        measured[step.ideas] = true.worth(step.ideas) + random_.gauss(0, PAIRS**-0.5) - champion
     final = frozenset(step.order)
     best = max(map(true.worth, subsets(list(true.gains))))
     harmful = any(true.worth(final - {idea}) > true.worth(final) for idea in final)
-    return Outcome(RUNS * (len(measured) + 1), true.worth(final), best, harmful)
+    return Outcome(PAIRS * (len(measured) + 1), true.worth(final), best, harmful)
 
 
 def summary(done: Sequence[Outcome]) -> tuple[float, float, float]:

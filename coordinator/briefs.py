@@ -88,7 +88,7 @@ class Briefs:
             noise=None,
             screen_margin=state.rule.screen_margin,
             cpu_limit_s=0.0,
-            open_claims=tuple(claim.experiment for claim in state.open_claims.values()),
+            open_claims=tuple(claim.experiment for claim in state.open_claims.values() if not claim.sham),
             verdicts={},
             tried=tuple(lines.values()),
             in_flight=tuple(e.admitted.proposal.hypothesis[:WORDS_SHOWN] for e in recent if e.status == "open"),

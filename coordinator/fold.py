@@ -12,23 +12,30 @@ from statistics import fmean
 from typing import Any
 
 from coordinator.reproduction import LARGEST_GAIN, NOT_WORSE_BAR, Noise, bar, not_worse
-from coordinator.state import SET_ASIDE, Claim, Drawn, Experiment, Pair, State, Transfer
+from coordinator.stacking import twin_of
+from coordinator.state import SET_ASIDE, Claim, Drawn, Experiment, Pair, Recheck, State, Transfer
 from swarm.records import (
     BlockDrawn,
     BlockLost,
     Carried,
+    ChampionRechecked,
     ClaimKind,
     ClaimRaised,
     CoordinatorStarted,
+    Demotion,
     ExperimentAdmitted,
     Fact,
     HoldoutAnswered,
+    Interaction,
     Measurement,
     NodeJoined,
     Outcome,
     Promotion,
     Screened,
+    ShamJudged,
+    ShamRaised,
     Spent,
+    Stacked,
     StudyFinished,
     StudyOpened,
     TransferChecked,
@@ -96,13 +103,19 @@ def _claimed(state: State, fact: ClaimRaised, at: float) -> None:
         if known.answer:
             _answer(state, fact.node, fact.experiment, known.answer)
         return
+    before = state.latest.get(fact.experiment)
+    if before is not None and before.node == fact.node and before.key in state.accepted:  # it lands from there
+        return
     reason = _why_not(state, fact)
     if reason:
         _answer(state, fact.node, fact.experiment, f"rejected: {reason}")
         return
     state.experiments[fact.experiment].status = "claimed"
     where = state.platform_of(fact.node)
+    state.claimed_on.append(where)
     _open_claim(state, fact.experiment, fact.candidate, fact.base, fact.node, where, fact.claim_kind)
+    if fact.base == state.champion and (twin := twin_of(state, fact.candidate)) is not None:
+        state.latest[fact.experiment].twin = state.experiments[twin.experiment].number
 
 
 def _why_not(state: State, fact: ClaimRaised) -> str:
@@ -120,8 +133,11 @@ def _why_not(state: State, fact: ClaimRaised) -> str:
         return "the noise of its Platform is not known yet"
     if fact.claim_kind == "simplification" and not is_simpler(state.files[fact.candidate], state.files[fact.base]):
         return "it has no less code than the champion that it simplifies"
-    mine = [c for c in state.open_claims.values() if c.node == fact.node and c.base == fact.base and not c.carried]
-    return "its branch has an open claim already" if mine else ""
+    mine = [c for c in state.open_claims.values() if c.node == fact.node and c.base == fact.base and not c.ideas]
+    for claim in mine:  # one that was carried over, while its author did the same
+        if claim.candidate == fact.candidate:
+            return f"the same tree is experiment {state.experiments[claim.experiment].number}, and is being confirmed"
+    return "" if all(claim.carried for claim in mine) else "its branch has an open claim already"
 
 
 def _answer(state: State, node: str, experiment: str, words: str) -> None:
@@ -140,9 +156,11 @@ def _carried(state: State, fact: Carried, at: float) -> None:
         return
     if state.open_claims.pop(before.key, None) is not None:  # nothing was measured against its old base
         del state.claims[before.key]
-    if (fact.experiment, fact.onto) not in state.claims:
+    known = state.claims.get((fact.experiment, fact.onto))
+    if known is None or known.after_demotion != fact.after_demotion:
         node, platform, kind = before.node, before.platform, before.kind
         _open_claim(state, fact.experiment, fact.candidate, fact.onto, node, platform, kind, carried=True)
+        state.latest[fact.experiment].after_demotion = fact.after_demotion
 
 
 def _open_claim(
@@ -155,12 +173,45 @@ def _open_claim(
     kind: ClaimKind,
     *,
     carried: bool = False,
+    ideas: tuple[str, ...] = (),
 ) -> None:
     simpler = kind == "simplification"
     rule, least = (not_worse(state.rule), NOT_WORSE_BAR) if simpler else (state.rule, bar(state.campaign))
     noise = state.noise[platform]
-    _stand_for(state, Claim(experiment, candidate, base, node, platform, noise, least, rule, kind, carried))
+    claim = Claim(experiment, candidate, base, node, platform, noise, least, rule, kind, carried=carried, ideas=ideas)
+    _stand_for(state, claim)
     state.answers.get(node, {}).pop(experiment, None)
+
+
+def _sham(state: State, fact: ShamRaised, at: float) -> None:
+    """A claim like any other to those who confirm it, without a node to be told of it."""
+    state.shams.append(fact)
+    state.files[fact.candidate] = fact.files
+    noise, least = state.noise[fact.platform], bar(state.campaign)
+    claim = Claim(fact.name, fact.candidate, fact.base, "", fact.platform, noise, least, state.rule, sham=fact.number)
+    state.claims[claim.key] = state.open_claims[claim.key] = claim
+
+
+def _sham_judged(state: State, fact: ShamJudged, at: float) -> None:
+    """It stays out of what is believed: no base rate, no noise, no landing."""
+    claim = state.open_claims.pop((fact.verdict.experiment, fact.verdict.base), None)
+    if claim is not None:
+        claim.verdict = fact.verdict
+
+
+def _stacked(state: State, fact: Stacked, at: float) -> None:
+    """The set is a claim of its own; those of its ideas stay accepted until it has landed."""
+    lead = state.latest.get(fact.ideas[0])
+    if lead is None:
+        return
+    state.files[fact.candidate] = fact.files
+    node, platform, name = lead.node, lead.platform, fact.experiment
+    _open_claim(state, name, fact.candidate, fact.onto, node, platform, "gain", carried=True, ideas=fact.ideas)
+    state.stacks.append(state.latest[name])
+
+
+def _interacted(state: State, fact: Interaction, at: float) -> None:
+    state.interactions.append(fact)
 
 
 def _stand_for(state: State, claim: Claim) -> None:
@@ -168,6 +219,7 @@ def _stand_for(state: State, claim: Claim) -> None:
     before = state.latest.get(claim.experiment)
     if before is not None:
         state.accepted.pop(before.key, None)
+    state.undone.pop(claim.experiment, None)
     state.claims[claim.key] = state.open_claims[claim.key] = state.latest[claim.experiment] = claim
 
 
@@ -177,6 +229,9 @@ def _drawn(state: State, fact: BlockDrawn, at: float) -> None:
     state.leased.setdefault(fact.node, {})[fact.block] = drawn
     state.drawn_for[fact.node] += 1
     state.block_of.update(dict.fromkeys(fact.trials, fact.block))
+    if fact.purpose == "recheck":
+        for champion in set(fact.candidates) - {fact.reference}:
+            state.rechecks.setdefault((champion, fact.reference), Recheck()).drawn += 1
     for experiment in fact.experiments:
         claim = state.claims.get((experiment, fact.reference))
         if fact.purpose == "transfer":
@@ -212,7 +267,7 @@ def _trial(state: State, fact: TrialFinished, at: float) -> None:
         _settle(state, drawn)
     if fact.purpose == "calibrate":
         _calibrate(state, fact)
-    elif fact.purpose in ("confirm", "transfer", "final"):
+    elif fact.purpose in ("confirm", "transfer", "recheck", "final"):
         _pair_up(state, drawn, fact)
 
 
@@ -267,6 +322,8 @@ def _add_pair(state: State, block: BlockDrawn, candidate: TrialFinished, champio
     pair = _pair(state, candidate, champion, ours, theirs)
     for claim in claims:
         claim.pairs.append(pair)
+    if block.purpose == "recheck":
+        state.rechecks.setdefault((candidate.candidate, block.reference), Recheck()).pairs.append(pair)
     if final:
         state.final.append(pair)
 
@@ -317,7 +374,9 @@ def _disturbed(state: State, fact: TrialDisturbed, at: float) -> None:
 
 
 def _verdict(state: State, fact: Verdict, at: float) -> None:
-    claim = state.claims.get((fact.experiment, fact.base)) or _unmeasured(state, fact)
+    claim = state.claims.get((fact.experiment, fact.base))
+    if claim is None or claim.after_demotion != fact.after_demotion:
+        claim = _unmeasured(state, fact)
     if fact.experiment in state.experiments:
         state.experiments[fact.experiment].status = "accepted" if fact.accepted else "rejected"
     if claim is None:
@@ -326,12 +385,12 @@ def _verdict(state: State, fact: Verdict, at: float) -> None:
     state.verdicts += 1
     state.open_claims.pop(claim.key, None)
     if state.latest[claim.experiment] is claim:
-        if claim.answer:
+        if claim.answer and not claim.ideas:
             _answer(state, claim.node, claim.experiment, claim.answer)
         if fact.accepted:
             state.accepted[claim.key] = claim
     if claim.pairs or claim.failed:  # one closed without a run (a merge conflict) says nothing of the base rate
-        if claim.kind == "gain":  # nor does a simplification, of how rare gains are
+        if claim.kind == "gain" and not claim.ideas:  # nor does a simplification, or a set of what was counted already
             state.campaign = state.campaign.closed(promoted=fact.accepted)
         state.noise[claim.platform] = state.noise[claim.platform].pooled([pair.gain for pair in claim.pairs])
     if fact.accepted and claim.pairs:
@@ -345,6 +404,7 @@ def _unmeasured(state: State, fact: Verdict) -> Claim | None:
     if twin is None:
         return None
     claim = replace(twin, base=fact.base, pairs=[], drawn=Counter(), failed="", verdict=None, holdout=None, weighed=0)
+    claim.after_demotion = fact.after_demotion
     _stand_for(state, claim)
     return claim
 
@@ -352,13 +412,17 @@ def _unmeasured(state: State, fact: Verdict) -> Claim | None:
 def _holdout(state: State, fact: HoldoutAnswered, at: float) -> None:
     """A claim that does not hold there counts as never accepted; its node hears of it as of any rejection."""
     state.holdout.setdefault((fact.candidate, fact.base), fact)
+    state.trial_s += max(0.0, fact.node_s)
     claim = state.accepted.get((fact.experiment, fact.base))
     if claim is None:
         return
     claim.holdout = fact
-    _answer(state, claim.node, claim.experiment, claim.answer)
     if not fact.passed:
         del state.accepted[claim.key]
+    if claim.ideas:  # of a set that did not hold each idea goes on by itself
+        return
+    _answer(state, claim.node, claim.experiment, claim.answer)
+    if not fact.passed:
         state.experiments[fact.experiment].status = "rejected"
         state.campaign = state.campaign.taken_back()
 
@@ -367,19 +431,48 @@ def _promoted(state: State, fact: Promotion, at: float) -> None:
     state.promotions.append(fact)
     state.champion = fact.candidate
     state.champions.add(fact.candidate)
-    state.accepted = {key: claim for key, claim in state.accepted.items() if claim.experiment != fact.experiment}
+    landed = (fact.experiment, *fact.ideas)
+    state.accepted = {k: c for k, c in state.accepted.items() if c.experiment not in landed and not c.ideas}
     state.final, state.final_failures = [], 0  # pairs of an earlier champion say nothing of this one
-    if fact.experiment in state.experiments:
-        state.experiments[fact.experiment].status = "promoted"
+    for experiment in landed:
+        if experiment in state.experiments:
+            state.experiments[experiment].status = "promoted"
+    for idea in fact.ideas:
+        if idea in state.latest:
+            _answer(state, state.latest[idea].node, idea, "accepted")
 
 
 def _transfer(state: State, fact: TransferChecked, at: float) -> None:
     key = (fact.experiment, fact.base)
     state.transfers.setdefault(key, Transfer()).checked = fact
     claim = state.accepted.pop(key, None) if fact.bars else None
-    if claim is not None:
+    if claim is not None and not claim.ideas:
         state.experiments[fact.experiment].status = "rejected"
         _answer(state, claim.node, fact.experiment, f"rejected: {fact.reason}")
+
+
+def _rechecked(state: State, fact: ChampionRechecked, at: float) -> None:
+    state.rechecked.append(fact)
+
+
+def _demoted(state: State, fact: Demotion, at: float) -> None:
+    """The ideas that it undoes are claims to come: each is carried onto the restored champion and confirmed anew."""
+    undone = [promotion for promotion in state.line if promotion.number in fact.undone]
+    state.demotions.append(fact)
+    state.champion = fact.restored
+    state.rechecks.clear()  # of champions that are none any more
+    state.final, state.final_failures = [], 0
+    for promotion in undone:
+        for idea in promotion.landed:
+            if promotion.claim_kind == "gain":
+                state.campaign = state.campaign.taken_back()
+            _undo(state, idea)
+
+
+def _undo(state: State, experiment: str) -> None:
+    if experiment in state.latest and experiment in state.experiments:
+        state.experiments[experiment].status = "demoted, to be confirmed again"
+        state.undone[experiment] = state.latest[experiment]
 
 
 def _spent(state: State, fact: Spent, at: float) -> None:
@@ -402,14 +495,20 @@ _HANDLERS: Mapping[type, Callable[[State, Any, float], None]] = {
     Screened: _screened,
     ClaimRaised: _claimed,
     Carried: _carried,
+    Stacked: _stacked,
+    Interaction: _interacted,
     BlockDrawn: _drawn,
     BlockLost: _lost,
     TrialFinished: _trial,
     TrialDisturbed: _disturbed,
     Verdict: _verdict,
+    ShamRaised: _sham,
+    ShamJudged: _sham_judged,
     HoldoutAnswered: _holdout,
     Promotion: _promoted,
     TransferChecked: _transfer,
+    ChampionRechecked: _rechecked,
+    Demotion: _demoted,
     Spent: _spent,
     Trouble: _trouble,
     StudyFinished: _finished,

@@ -18,6 +18,7 @@ from swarm.config import Nodes
 from swarm.records import Failure, HoldoutAnswered, Measurement, Outcome, Report
 
 REPLACED = 3  # fresh Pairs at most, in the place of those whose artifacts are gone
+SLOWER = 3  # times as long as the Claim's own Trials: a busy machine, and the scoring itself, which has an audit
 LATE = "its node did not answer in time"
 
 
@@ -54,7 +55,7 @@ def rounded(gain: float, step: float) -> float:
 
 def landing(state: State) -> Claim | None:
     """The Claim that lands next, if the holdout has still to be asked about it."""
-    claim = next(iter(state.accepted.values()), None)
+    claim = next(iter(state.in_turn()), None)
     return claim if claim is not None and claim.base == state.champion and claim.awaits_holdout else None
 
 
@@ -106,18 +107,20 @@ class Gate:
         fresh = len(self.claim.pairs) - (verdict.pairs if verdict else 0)
         there = sum(not isinstance(look, Gone) for look in self._looks())
         few = there < self.state.rule.min_pairs and fresh < REPLACED
-        return few and self._patient and not in_vain(self.claim)
+        return few and self._waits(rounds=2) and not in_vain(self.claim)
 
     def answer(self) -> HoldoutAnswered | None:
         """Pass or fail; None while answers are to come. Two ideas may have come to one tree: it is not asked twice."""
         known = self.state.holdout.get((self.claim.candidate, self.claim.base))
         if known is not None:
-            return replace(known, experiment=self.claim.experiment, at=self.now)
+            claim = self.claim
+            again = replace(known, experiment=claim.experiment, after_demotion=claim.after_demotion)
+            return replace(again, at=self.now, node_s=0.0)
         looks = list(self._looks())
         failed = next((look for look in looks if isinstance(look, Failure)), None)
         if failed is not None:  # in one word: its own words could carry the text that it was asked about
             return self._answered(reason=f"failed on the holdout split: {failed.reason}")
-        if self._patient and (None in looks or self.wants_pair()):
+        if None in looks or self.wants_pair():
             return None
         scored = [look for look in looks if isinstance(look, Scored)]
         if scored:
@@ -150,16 +153,37 @@ class Gate:
             pairs=pairs,
             reason=reason,
             at=self.now,
+            node_s=sum(outcome.scoring_s for outcome in self._heard() if isinstance(outcome, Measurement)),
+            after_demotion=claim.after_demotion,
         )
 
-    @property
-    def _patient(self) -> bool:
-        """Whether what is missing may still come. A node may be in the longest of blocks, and a fresh Pair another."""
-        block_s = 2 * (SHARED_BY + 2) * self.nodes.trial_wall_s + self.nodes.lost_after_s
-        return self.now - self.since < 2 * block_s
+    def _heard(self) -> Iterator[Outcome]:
+        """What nodes that are there have said about its Pairs."""
+        for pair in self.claim.pairs:
+            told = self.presence[pair.node].report.holdout if pair.node in self.presence else {}
+            yield from (told[trial] for trial in _artifacts(pair) if trial in told)
+
+    def _waits(self, *, rounds: int) -> bool:
+        """Whether so many rounds of answers may still be under way: one for the first Pairs, another for fresh ones.
+
+        Before a node answers it may finish a Block and a Trial of its own. With Trials of 20 s it has 7.5 minutes.
+        """
+        work = SHARED_BY + 2
+        longest, usual = 2 * work * self.nodes.trial_wall_s, SLOWER * work * self._slowest_s()
+        return self.now - self.since < rounds * (self.nodes.lost_after_s + min(longest, usual))
+
+    def _slowest_s(self) -> float:
+        """The longest that a Trial of this Claim took."""
+        trials = [trial for pair in self.claim.pairs for trial in (pair.champion_trial, pair.candidate_trial)]
+        runs = [self.state.blocks[self.state.block_of[trial]].finished[trial] for trial in trials]
+        return max((run.ended_at - run.started_at for run in runs), default=0.0)
 
     def _looks(self) -> Iterator[Look]:
-        return (self._look(pair) for pair in self.claim.pairs)
+        decided = self.claim.verdict.pairs if self.claim.verdict else 0
+        for number, pair in enumerate(self.claim.pairs):
+            look = self._look(pair)
+            late = look is None and not self._waits(rounds=1 if number < decided else 2)
+            yield Gone(LATE) if late else look
 
     def _look(self, pair: Pair) -> Look:
         presence = self.presence.get(pair.node)
@@ -174,7 +198,7 @@ class Gate:
             return self._compare(pair, candidate, champion)
         if not _artifacts(pair).keys() <= set(report.kept):
             return Gone("its node keeps the artifacts no longer")
-        return None if self._patient else Gone(LATE)
+        return None
 
     def _compare(self, pair: Pair, candidate: Outcome, champion: Outcome) -> Look:
         if isinstance(candidate, Failure) and candidate.blame == "candidate":

@@ -10,12 +10,14 @@ from statistics import fmean
 
 from coordinator.wording import (
     SELF_REPORTED,
+    TOGETHER,
     Step,
     author,
     change,
     code,
     count,
     date,
+    demotion,
     direction,
     lines,
     machinery_failures,
@@ -23,8 +25,10 @@ from coordinator.wording import (
     numbers,
     percent,
     platforms,
+    recheck,
     steps,
     table,
+    together,
     transfer,
     words,
 )
@@ -45,6 +49,8 @@ def leaderboard_md(history: History) -> str:
     parts = (
         _header(history, line),
         _frontier(history, line),
+        _demotions(history),
+        _together(history),
         _pending(history),
         _rejected(history),
         _negative(history),
@@ -71,6 +77,8 @@ def _header(history: History, line: Sequence[Step]) -> str:
         f"- **Noise:** {_noise(history)}",
         f"- **Platforms compared:** {' · '.join(platforms(history)) or 'none yet'}",
     ]
+    if history.rechecks:
+        lines_.append(f"- **Against an earlier champion:** {recheck(history, history.rechecks[-1])}")
     if history.self_reported:
         lines_.append(
             f"- **Scores are {SELF_REPORTED.upper()}:** the candidate's own word, as this task asks for; not checked."
@@ -82,9 +90,9 @@ def _champion(history: History, line: Sequence[Step]) -> str:
     if not line:
         return "the baseline; nothing has reproduced yet"
     newest = line[-1]
-    number = f"experiment {newest.experiment.number}, " if newest.experiment else ""
+    found = "".join(f"experiment {experiment.number}, " for experiment in newest.experiments)
     score = numbers(history).mean(newest.scores)
-    return f"promotion {newest.promotion.number}, {number}{code(newest.promotion.candidate)}: {score}{_mark(history)}"
+    return f"promotion {newest.promotion.number}, {found}{code(newest.promotion.candidate)}: {score}{_mark(history)}"
 
 
 def _baseline(history: History) -> str:
@@ -138,6 +146,17 @@ def _frontier(history: History, line: Sequence[Step]) -> str:
     return f"## Frontier\n\n{table((*head, 'date (UTC)', 'author', 'request'), rows)}\n\n{told}"
 
 
+def _demotions(history: History) -> str:
+    if not history.demotions:
+        return ""
+    told = (
+        "A champion that is no better than an earlier one on fresh seeds steps down, and with it what landed on "
+        "top. The earlier tree landed again; each idea has to be confirmed there anew."
+    )
+    lines_ = [f"- {demotion(history, found)[:1].upper()}{demotion(history, found)[1:]}" for found in history.demotions]
+    return "## Demoted\n\n" + told + "\n\n" + "\n".join(lines_)
+
+
 def _step(history: History, step: Step) -> tuple[str, ...]:
     write, verdict = numbers(history), step.verdict
     interval = f" {write.interval(verdict.low, verdict.high)}" if verdict else ""
@@ -151,9 +170,18 @@ def _step(history: History, step: Step) -> tuple[str, ...]:
         str(verdict.nodes) if verdict else "–",
         transfer(step),
         date(step.promotion.at),
-        author(history, step.experiment),
+        author(history, *step.experiments),
         words(step.promotion.request, 60) or "–",
     )
+
+
+def _together(history: History) -> str:
+    told = (
+        "Ideas that were accepted one by one and waited for the same champion, measured as one tree. Where they gain "
+        "less together than alone, they overlap or are in each other's way."
+    )
+    rows = together(history)
+    return f"## Ideas that were joined\n\n{table(TOGETHER, rows)}\n\n{told}" if rows else ""
 
 
 # --- claims and negative results -------------------------------------------------------------------------

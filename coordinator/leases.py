@@ -9,6 +9,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
 
+from coordinator.rechecks import owed as owed_recheck
+from coordinator.rechecks import wants_pair
+from coordinator.stacking import is_wanted
 from coordinator.state import Claim, State
 from coordinator.transfer import owed
 from swarm.config import Config
@@ -37,6 +40,14 @@ def trial_id(candidate: str, seed: int, platform: str, purpose: Purpose, number:
     return digest(candidate, seed, platform, purpose, number)
 
 
+def platforms_gone(state: State, presence: Mapping[str, Presence], patience_s: float, now: float) -> set[str]:
+    """Platforms that measured claims, and of whose nodes none was heard for so long, while others were."""
+    if now - state.session_started <= patience_s:
+        return set()
+    here = {state.platform_of(uid) for uid, known in presence.items() if now - known.heard_at <= patience_s}
+    return state.noise.keys() - here if here else set()
+
+
 def in_vain(claim: Claim) -> bool:
     """Whether too many blocks of a claim gave no pair; counts those still out, which their results may redeem."""
     return claim.drawn.total() >= len(claim.pairs) + BLOCKS_IN_VAIN
@@ -58,8 +69,8 @@ class Leases:
         )
 
     def for_exploration(self) -> list[BlockDrawn]:
-        """While ideas are being tried: what measures the noise, what confirms claims, and then what checks transfer."""
-        return [*self._calibrations(), *self._confirmations(), *self._transfers()]
+        """While ideas are being tried: what measures the noise, what confirms claims, then what checks champions."""
+        return [*self._calibrations(), *self._confirmations(), *self._rechecks(), *self._transfers()]
 
     def for_holdout(self, claim: Claim) -> list[BlockDrawn]:
         """A fresh Pair of an accepted claim, as the artifacts of earlier ones are gone."""
@@ -134,6 +145,8 @@ class Leases:
     def _wants_pair(self, claim: Claim) -> bool:
         if claim.failed or in_vain(claim) or claim.base != self._state.champion and not claim.pairs:
             return False
+        if claim.ideas and not is_wanted(self._state, claim):
+            return False
         missing = max(1, self._state.rule.min_pairs - len(claim.pairs))
         allowed = missing if claim.noise.df < EARLY_DF else 1
         return self._in_flight[(claim.experiment, claim.base)] < allowed
@@ -165,7 +178,16 @@ class Leases:
                 seen.add(claim.candidate)
                 yield claim
 
-    # --- transfer ---
+    # --- champions ---
+
+    def _rechecks(self) -> Iterator[BlockDrawn]:
+        """One pair at a time, as a check of transfer."""
+        due = owed_recheck(self._state, self._config.decision)
+        if due is None or not wants_pair(due, self._config.decision, self._state.rule):
+            return
+        if not any(drawn.fact.purpose == "recheck" for drawn in self._state.outstanding.values()):
+            for uid in self._least_used(due.claim.platform)[:1]:
+                yield self._draw(uid, "recheck", due.ancestor, [due.champion], [])
 
     def _transfers(self) -> Iterator[BlockDrawn]:
         """One pair at a time, on a node that nothing else of ours needs; it would be exploring."""

@@ -7,9 +7,18 @@ are a pure function of facts, so whatever is killed half-way is repeated with th
 from collections.abc import Mapping
 from pathlib import Path
 
+from coordinator import demotions
 from coordinator.forges import Request
-from coordinator.promotion import PromotionDossier, branch_name, record_json, request_body, title
-from swarm.records import ExperimentAdmitted, Promotion, Screened, StudyOpened
+from coordinator.promotion import (
+    PromotionDossier,
+    author_of,
+    branch_name,
+    record_json,
+    request_body,
+    title,
+    words_of,
+)
+from swarm.records import Demotion, ExperimentAdmitted, Promotion, Screened, StudyOpened
 from swarm.repo import Repo
 
 AUTHOR = "swarm <swarm@localhost>"
@@ -24,12 +33,12 @@ class Lineage:
         self.repo = Repo.create(path)
         self._study = study
         self._commits = {ref.removeprefix(COMMITS): sha for ref, sha in self.repo.refs(COMMITS).items()}
-        self._baseline = ""
+        self._baseline = self._first = ""
 
     @property
     def baseline(self) -> str:
         """The first commit of the study."""
-        return self._commits[self._baseline]
+        return self._first
 
     def open(self, opened: StudyOpened, task: Mapping[str, bytes]) -> None:
         """The baseline with the whole task folder beside it, as it was when the study was opened."""
@@ -40,6 +49,7 @@ class Lineage:
             self._keep(
                 opened.baseline, self.repo.commit(files, parents=[], message=message, author=AUTHOR, at=opened.at)
             )
+        self._first = self._commits[opened.baseline]
         self.repo.set_ref(f"refs/heads/swarm/{self._study}/baseline", self.baseline)
 
     def advance(self, fact: Screened, admitted: ExperimentAdmitted) -> None:
@@ -61,18 +71,28 @@ class Lineage:
         """The champion is the very commit that landed, not the one of its branch."""
         self._commits[fact.candidate] = fact.commit
 
+    def demoted(self, fact: Demotion) -> None:
+        """The restored champion is the commit that landed on top, not the one of its own promotion."""
+        self._commits[fact.restored] = fact.commit
+
     def request(self, dossier: PromotionDossier) -> Request:
-        """The commit and the branch of a promotion, and what people read of it."""
+        """The commit and the branch of a promotion, and what people read of it.
+
+        Several ideas are a commit each beside the line of champions, and the promotion is the merge of them: its tree
+        is the one that was measured, and its first parent is the champion before, as of any other.
+        """
         verdict, number = dossier.verdict, dossier.number
         record = {f"records/{self._study}/{number:04d}/record.json": record_json(dossier)}
+        trailers = "".join(self._trailers(dossier, idea) for idea in dossier.ideas)
         message = (
-            f"{title(dossier)}\n\nSwarm-Experiment: {verdict.experiment}\n"
+            f"{title(dossier)}\n\n{trailers}"
             f"Swarm-Verdict: accepted, {verdict.pairs} pairs, evidence {verdict.likelihood_ratio:.3g}:1\n"
             f"Swarm-Kind: {verdict.claim_kind}\n"
         )
+        base = self._commits[verdict.base]
         commit = self.repo.commit(
             {**dossier.files, **record},
-            parents=[self._commits[verdict.base]],
+            parents=[base, *self._absorbed(dossier, base)],
             message=message,
             author=AUTHOR,
             at=verdict.at,
@@ -80,6 +100,33 @@ class Lineage:
         branch = branch_name(self._study, number)
         self.repo.set_ref(f"refs/heads/{branch}", commit)
         return Request(branch, commit, title(dossier), request_body(dossier))
+
+    def _absorbed(self, dossier: PromotionDossier, base: str) -> list[str]:
+        """The last of one commit for each of several ideas; none where only one lands."""
+        commit = base
+        for idea in dossier.absorbed:
+            message = f"{words_of(idea.experiment)}\n\n{self._trailers(dossier, idea.experiment)}"
+            commit = self.repo.commit(
+                idea.files, parents=[commit], message=message, author=AUTHOR, at=dossier.verdict.at
+            )
+        return [commit] if dossier.absorbed else []
+
+    def _trailers(self, dossier: PromotionDossier, idea: ExperimentAdmitted) -> str:
+        experiment = idea.proposal.idea if dossier.absorbed else dossier.verdict.experiment
+        return f"Swarm-Experiment: {experiment}\nSwarm-Author: {author_of(dossier, idea)}\n"
+
+    def demotion(self, told: demotions.Dossier) -> Request:
+        """The commit and the branch by which an earlier champion's tree lands again; no history is written anew."""
+        commit = self.repo.commit(
+            {**told.files, demotions.record_path(told): demotions.record_json(told)},
+            parents=[self._commits[told.champion]],
+            message=f"{demotions.title(told)}\n\nSwarm-Kind: demotion\n",
+            author=AUTHOR,
+            at=told.found.at,
+        )
+        branch = demotions.branch_name(told)
+        self.repo.set_ref(f"refs/heads/{branch}", commit)
+        return Request(branch, commit, demotions.title(told), demotions.request_body(told))
 
     def _keep(self, candidate: str, commit: str) -> None:
         self._commits[candidate] = commit

@@ -23,6 +23,7 @@ from swarm.records import (
     ExperimentAdmitted,
     Files,
     HoldoutAnswered,
+    Interaction,
     Measurement,
     NodeInfo,
     Platform,
@@ -35,6 +36,13 @@ from swarm.records import (
 SCHEMA_VERSION = 1
 SHORT_CHANGE = 60  # characters of the hypothesis in a title; GitHub shows about 70 of a title in its lists
 _RESERVED_STUDIES = ("best", "requests")  # `swarm/best/...` could not stand beside the branch `swarm/best`
+
+
+class Absorbed(NamedTuple):
+    """One of several ideas that land together, and the champion's files with it and those before it."""
+
+    experiment: ExperimentAdmitted
+    files: Files
 
 
 @dataclass(frozen=True)
@@ -57,6 +65,20 @@ class PromotionDossier:
     transfer: TransferChecked | None = None
     """Its check at a larger scale, where the study requires one before the promotion."""
     holdout: HoldoutAnswered | None = None
+    together: tuple[Interaction, ...] = ()
+    """What sets of ideas gained on the champion that it replaces."""
+    absorbed: tuple[Absorbed, ...] = ()
+    """Where several ideas land together: all of them, in that order; `experiment` is the first."""
+
+    @property
+    def ideas(self) -> tuple[ExperimentAdmitted, ...]:
+        """That it brings."""
+        return tuple(idea.experiment for idea in self.absorbed) or (self.experiment,)
+
+    @property
+    def name(self) -> str:
+        """The experiment that people find it by."""
+        return self.experiment.proposal.idea if self.absorbed else self.verdict.experiment
 
 
 class PairedRuns(NamedTuple):
@@ -95,6 +117,16 @@ class RecordedPair:
 
 
 @dataclass(frozen=True)
+class RecordedIdea:
+    """One of several ideas that landed together."""
+
+    experiment: str
+    hypothesis: str
+    proposer: str
+    proposed_by: str
+
+
+@dataclass(frozen=True)
 class Record:
     """The content of record.json."""
 
@@ -119,6 +151,8 @@ class Record:
     runs: tuple[TrialFinished, ...]
     transfer: TransferChecked | None
     platforms: tuple[Platform, ...]
+    ideas: tuple[RecordedIdea, ...]
+    together: tuple[Interaction, ...]
 
 
 # --- names -----------------------------------------------------------------------------------------------
@@ -155,24 +189,55 @@ def _slug(study: str) -> str:
 def title(dossier: PromotionDossier) -> str:
     """One line: the change, the mean score, the champion's on the same seeds, and on how many Pairs."""
     number, means = _decimal(dossier), _means(dossier)
-    change = inline(dossier.experiment.proposal.hypothesis, SHORT_CHANGE) or "an idea without words"
+    change = words_of(dossier.experiment)
+    change += f" and {_count(len(dossier.ideas) - 1, 'more idea')}" if len(dossier.ideas) > 1 else ""
     difference = f"{means.candidate - means.champion:+{number}}"
     scores = f"{means.candidate:{number}} (parent {means.champion:{number}}, {difference}, n={means.pairs})"
     mark = "simplification" if dossier.verdict.claim_kind == "simplification" else "record"
     return f"[{mark}] {change}: {scores}"
 
 
+def words_of(experiment: ExperimentAdmitted) -> str:
+    """An idea in one short line."""
+    return inline(experiment.proposal.hypothesis, SHORT_CHANGE) or "an idea without words"
+
+
+def author_of(dossier: PromotionDossier, experiment: ExperimentAdmitted) -> str:
+    """Who thought of it, and where; one line, as a trailer wants it."""
+    return f"{inline(experiment.proposal.proposer)} on {_node_name(dossier, experiment.node)}"
+
+
 def request_body(dossier: PromotionDossier) -> str:
     """Markdown, one screen: why, every run, the decision, what was checked, how to reproduce."""
-    parts = (_why(dossier), _table(dossier), _decision(dossier), _checks(dossier), _reproduce(dossier))
-    return "\n\n".join(parts) + "\n"
+    parts = (_why(dossier), _together(dossier), _table(dossier), _decision(dossier), _checks(dossier))
+    return "\n\n".join(part for part in (*parts, _reproduce(dossier)) if part) + "\n"
 
 
 def _why(dossier: PromotionDossier) -> str:
-    proposal, experiment = dossier.experiment.proposal, dossier.verdict.experiment
+    told = [_origin(dossier, experiment) for experiment in dossier.ideas]
+    if dossier.absorbed:
+        told.insert(0, f"{len(told)} ideas that were accepted one by one, joined and confirmed as one tree.")
+    return "\n\n".join(told)
+
+
+def _together(dossier: PromotionDossier) -> str:
+    """What was measured before the ideas landed together, also of sets that did not; two pairs each."""
+    number = _decimal(dossier)
+    rows = [
+        f"| {' '.join(f'`{idea[:8]}`' for idea in told.ideas)} | {f'{told.gain:+{number}}' if told.pairs else '-'} | "
+        f"{told.expected:+{number}} | {told.pairs} | {'' if told.pairs else inline(told.reason, 120)} |"
+        for told in dossier.together
+    ]
+    head = "| experiments | gain together | gains alone, in all | pairs | |\n|---|---:|---:|---:|---|"
+    return "\n".join([head, *rows]) if rows else ""
+
+
+def _origin(dossier: PromotionDossier, admitted: ExperimentAdmitted) -> str:
+    proposal = admitted.proposal
+    experiment = proposal.idea if dossier.absorbed else dossier.verdict.experiment
     origin = f"Experiment `{experiment[:8]}` of study {inline(dossier.study.study)}"
-    author = f"proposed by {inline(proposal.proposer)} on {_node_name(dossier, dossier.experiment.node)}"
     expected = f" Expected: {inline(proposal.expected, 120)}." if proposal.expected.strip() else ""
+    author = f"proposed by {author_of(dossier, admitted)}"
     return f"{origin}, {author}.{expected} Its hypothesis, quoted as data:\n\n{quote(proposal.hypothesis)}"
 
 
@@ -256,7 +321,7 @@ def _holdout(dossier: PromotionDossier) -> str:
 
 
 def _reproduce(dossier: PromotionDossier) -> str:
-    return f"**Reproduce:** `swarm reproduce {dossier.verdict.experiment[:8]} --seeds 3`"
+    return f"**Reproduce:** `swarm reproduce {dossier.name[:8]} --seeds 3`"
 
 
 # --- the record ------------------------------------------------------------------------------------------
@@ -292,6 +357,10 @@ def _record(dossier: PromotionDossier) -> Record:
         runs=tuple(replace(run, log="") for run in dossier.evidence),  # logs are files of their own
         transfer=dossier.transfer,
         platforms=_platforms(dossier),
+        ideas=tuple(
+            RecordedIdea(e.proposal.idea, e.proposal.hypothesis, e.proposal.proposer, e.node) for e in dossier.ideas
+        ),
+        together=dossier.together,
     )
 
 

@@ -11,24 +11,30 @@ from typing import get_args
 
 from coordinator.wording import (
     SELF_REPORTED,
+    TOGETHER,
     Step,
     author,
     change,
     code,
     count,
     date,
+    demotion,
     direction,
     duration,
     holdout,
     lines,
     machinery_failures,
     noise,
+    numbered,
     numbers,
     percent,
     platforms,
     proxy,
+    recheck,
+    shams,
     steps,
     table,
+    together,
     words,
 )
 from swarm.history import Experiment, History, Pair, failure_of, score_of
@@ -49,8 +55,11 @@ def report_md(history: History, *, notes: str = "", picture: str = "progress.png
         f"**Note.** {notes.strip()}" if notes.strip() else "",
         _final(history, line),
         _promotions(history, line),
+        _together(history),
+        _rechecks(history),
         _why_none(history) if not line else _refuted(history),
         _proxy(history),
+        _shams(history),
         _trials(history),
         _costs(history),
         _unverified(history, line),
@@ -153,12 +162,12 @@ def _promotions(history: History, line: Sequence[Step]) -> str:
 
 
 def _promotion(history: History, step: Step) -> str:
-    write, number = numbers(history), step.experiment.number if step.experiment else 0
+    write, found = numbers(history), numbered(history, [experiment.idea for experiment in step.experiments])
     told = [
         f"### {step.promotion.number}. {words(step.change, 120) or '(no words)'}",
-        f"Experiment {number or '–'} by {author(history, step.experiment)}; {lines(step.lines)} lines; "
-        f"{date(step.promotion.at)} UTC; landed as {words(step.promotion.request, 80) or '–'}; "
-        f"commit {code(step.promotion.commit, 12)}.",
+        f"Experiment{'s' * (len(step.experiments) > 1)} {found or '–'} by {author(history, *step.experiments)}; "
+        f"{lines(step.lines)} lines; {date(step.promotion.at)} UTC; "
+        f"landed as {words(step.promotion.request, 80) or '–'}; commit {code(step.promotion.commit, 12)}.",
     ]
     if step.verdict is not None:
         told.append(f"Published gain {write.gain(step.verdict.effect)}. {_verdict(step.verdict)}")
@@ -168,6 +177,12 @@ def _promotion(history: History, step: Step) -> str:
     if step.transfer is not None:
         told.append(f"At a larger scale: {words(step.transfer.reason, 200)}.")
     return "\n\n".join(told)
+
+
+def _together(history: History) -> str:
+    rows = together(history)
+    limits = "Two pairs each: enough to choose between sets, no evidence that two ideas act on each other."
+    return f"## Ideas that were joined\n\n{table(TOGETHER, rows)}\n\n{limits}" if rows else ""
 
 
 def _verdict(verdict: Verdict) -> str:
@@ -198,6 +213,19 @@ def _outcome(history: History, trial: TrialFinished | None) -> str:
     if failure is not None:
         return f"failed: {failure.reason}"
     return numbers(history).score(score_of(trial)) if trial else "did not finish"
+
+
+def _rechecks(history: History) -> str:
+    if not history.rechecks:
+        return ""
+    told = ["## Champions against earlier champions", "Fresh seeds; a champion that is no better steps down."]
+    for found in history.rechecks:
+        told.append(f"After {recheck(history, found)}.")
+        told.append(_evidence(history, history.pairs(found), "champion before", "champion"))
+    for undone in history.demotions:
+        words_ = demotion(history, undone)
+        told.append(f"**{words_[:1].upper()}{words_[1:]}.** It landed as {words(undone.request, 80) or '–'}.")
+    return "\n\n".join(told)
 
 
 # --- what did not work -----------------------------------------------------------------------------------
@@ -262,6 +290,21 @@ def _proxy(history: History) -> str:
     return f"## Does screening predict confirmation?\n\n{told[:1].upper()}{told[1:]}. {limits}"
 
 
+def _shams(history: History) -> str:
+    """What the chain believed of edits that it made itself, and that change nothing."""
+    if not history.shams:
+        return ""
+    told = [
+        f"## Does the chain believe what is not so?\n\nShams: {shams(history)}. A sham is the champion with another "
+        "random stream, claimed by the coordinator and confirmed as any claim; it never lands."
+    ]
+    for sham in history.shams:
+        if sham.verdict.accepted:
+            told.append(f"Sham {sham.number}: {_verdict(sham.verdict)}")
+            told.append(_evidence(history, history.pairs(sham.verdict), "champion then", "sham"))
+    return "\n\n".join(told)
+
+
 # --- counts, costs, limits -------------------------------------------------------------------------------
 
 
@@ -287,12 +330,14 @@ def _purpose(history: History, purpose: Purpose) -> tuple[str, ...]:
 def _costs(history: History) -> str:
     spent = history.spent
     inside = sum(max(0.0, trial.ended_at - trial.started_at) for trial in history.trials.values())
+    there = sum(answer.node_s for answer in history.holdout_answers)
     cpu = sum(trial.outcome.cpu_s for trial in history.trials.values())
     return "\n".join(
         [
             "## Costs",
             "",
-            f"- Nodes inside trials: {inside / 3600:.2f} h; CPU time of training: {cpu / 3600:.2f} h.",
+            f"- Nodes inside trials: {inside / 3600:.2f} h; CPU time of training: {cpu / 3600:.2f} h; "
+            f"scoring on the holdout: {there / 3600:.2f} h.",
             f"- Proposals: {spent.input_tokens} tokens read, {spent.output_tokens} written, {spent.dollars:.2f} USD.",
         ]
     )
@@ -309,6 +354,8 @@ def _limits(history: History, line: Sequence[Step]) -> Iterator[str]:
         yield f"The scores themselves: they are {SELF_REPORTED}, the candidate's own word."
     else:
         yield from _limits_of_audits(history)
+    if not history.shams:
+        yield "The chain itself: no sham edit, which changes nothing, was claimed and judged."
     kept = sum(experiment.status == "kept" for experiment in history.experiments)
     if kept:
         yield f"{count(kept, 'idea')} kept on a branch without a claim: one seed each, which is no evidence."

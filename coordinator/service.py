@@ -12,14 +12,17 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
+from coordinator import demotions
 from coordinator.belief import Border
-from coordinator.forges import Forge
+from coordinator.forges import Forge, Opened, Request
 from coordinator.handout import piece_of
 from coordinator.lineage import Lineage
-from coordinator.mind import Mind, Promote
+from coordinator.mind import Action, Demote, Mind, Promote
 from coordinator.press import LEADERBOARD, pages
-from coordinator.promotion import PromotionDossier, transfer_json, transfer_path
+from coordinator.promotion import Absorbed, PromotionDossier, transfer_json, transfer_path
+from coordinator.rechecks import undone_by
 from coordinator.roster import Roster
+from coordinator.stacking import landing_trees
 from coordinator.state import Claim, Transfer
 from swarm.cluster import Cluster
 from swarm.codec import pack
@@ -29,6 +32,7 @@ from swarm.history import busy_share, history
 from swarm.ledger import Ledger
 from swarm.records import (
     CoordinatorStarted,
+    Demotion,
     Fact,
     Promotion,
     Screened,
@@ -105,7 +109,7 @@ class Service:
     _pages_at: float = field(init=False, default=0.0)  # when the next ones are due
     _facts: list[Fact] = field(init=False, default_factory=list)  # the ledger, as read; pages are made from it
     _told_at: dict[tuple[str, str], float] = field(init=False, default_factory=dict)
-    _published: tuple[int, int, bool] = field(init=False, default=(0, 1, False))
+    _published: tuple[int, int, int, bool] = field(init=False, default=(0, 0, 1, False))
     _forge_is_ready: bool = field(init=False, default=False)
     _stop: bool = field(init=False, default=False)
 
@@ -202,12 +206,14 @@ class Service:
         if self.clock() > self._pages_at:
             self._write_pages()
 
-    def _act(self, actions: Iterable[Promote | Fact]) -> bool:
-        """Commit decided facts, carry out promotions. True when there may be more to decide."""
+    def _act(self, actions: Iterable[Action]) -> bool:
+        """Commit decided facts, carry out promotions and demotions. True when there may be more to decide."""
         facts: list[Fact] = []
         for action in actions:
             if isinstance(action, Promote):
                 facts += self._promote(action)
+            elif isinstance(action, Demote):
+                facts += self._demote(action)
             elif isinstance(action, StudyFinished):
                 facts.append(replace(action, busy=busy_share(self._facts)))
             else:
@@ -234,6 +240,8 @@ class Service:
             self.lineage.advance(fact, self.mind.state.experiments[fact.experiment].admitted)
         elif isinstance(fact, Promotion):
             self.lineage.promoted(fact)
+        elif isinstance(fact, Demotion):
+            self.lineage.demoted(fact)
 
     def _trouble(self, where: str, message: str) -> None:
         """Record what failed and was survived; the same words of the same place once a minute are enough."""
@@ -305,39 +313,80 @@ class Service:
     def _promote(self, action: Promote) -> list[Fact]:
         """Land a claim; every step may be repeated after a kill, names and commits are deterministic."""
         claim = self.mind.state.claims[action.claim]
+        request = self.lineage.request(self._dossier(claim, action.number))
+        opened = self._land(request)
+        if opened is None:
+            return []
+        now, number, commit = self.clock(), action.number, request.commit
+        claimed = claim.experiment, claim.candidate, claim.base
+        return [Promotion(number, *claimed, commit, opened.name, now, claim.kind, claim.ideas)]
+
+    def _demote(self, action: Demote) -> list[Fact]:
+        """Land the tree of an earlier champion; likewise."""
+        found, undone = action.found, undone_by(self.mind.state, action.found)
+        request = self.lineage.demotion(self._demotion(action))
+        opened = self._land(request)
+        if opened is None:
+            return []
+        numbers, champion = tuple(promotion.number for promotion in undone), self.mind.state.champion
+        demoted = found.number, champion, found.ancestor, numbers
+        return [Demotion(action.number, *demoted, request.commit, opened.name, self.clock())]
+
+    def _land(self, request: Request) -> Opened | None:
+        """Open and merge a request; None where the forge did not."""
         try:
             self._prepare_forge()
-            request = self.lineage.request(self._dossier(claim, action.number))
             opened = self.forge.open(self.study.repo_path, request)
             self.forge.merge(self.study.repo_path, request)
         except (ForgeError, TreeMismatch, PrerequisiteError) as error:  # a person can mend it while the study goes on
             self.mind.postpone_promotion(self.clock() + FORGE_RETRY_S)
             self._trouble("forge", str(error))
-            return []
-        now, number, commit = self.clock(), action.number, request.commit
-        claimed = claim.experiment, claim.candidate, claim.base
-        return [Promotion(number, *claimed, commit, opened.name, now, claim.kind)]
+            return None
+        return opened
+
+    def _demotion(self, action: Demote) -> demotions.Dossier:
+        state, found = self.mind.state, action.found
+        assert state.opened is not None
+        return demotions.Dossier(
+            study=state.opened,
+            number=action.number,
+            found=found,
+            champion=state.champion,
+            undone=undone_by(state, found),
+            evidence=tuple(state.blocks[state.block_of[trial]].finished[trial] for trial in found.evidence),
+            files=state.files[found.ancestor],
+        )
 
     def _dossier(self, claim: Claim, number: int) -> PromotionDossier:
         state = self.mind.state
         assert state.opened is not None and claim.verdict is not None
         trials = [state.blocks[state.block_of[trial]].finished[trial] for trial in claim.verdict.evidence]
-        measured_on = {trial.node for trial in trials}
+        absorbed = self._absorbed(claim)
+        admitted = absorbed[0].experiment if absorbed else state.experiments[claim.experiment].admitted
+        told_of = {trial.node for trial in trials} | {admitted.node} | {idea.experiment.node for idea in absorbed}
         checked = state.transfers.get(claim.key, Transfer()).checked
         return PromotionDossier(
             study=state.opened,
             number=number,
-            experiment=state.experiments[claim.experiment].admitted,
+            experiment=admitted,
             verdict=claim.verdict,
             evidence=tuple(trials),
             # Of those alone: a node that joins before a promotion is repeated must not make it another commit.
-            nodes=tuple(node for uid, node in state.nodes.items() if uid in measured_on),
+            nodes=tuple(node for uid, node in state.nodes.items() if uid in told_of),
             frozen=self.study.task.frozen,
             base_files=state.files[claim.base],
             files=state.files[claim.candidate],
             transfer=checked if checked is not None and checked.required else None,
             holdout=claim.holdout,
+            together=tuple(told for told in state.interactions if told.onto == claim.base),
+            absorbed=absorbed,
         )
+
+    def _absorbed(self, claim: Claim) -> tuple[Absorbed, ...]:
+        """The ideas of a set that lands, each with the tree on the way to all of them."""
+        state = self.mind.state
+        admitted = [state.experiments[idea].admitted for idea in claim.ideas]
+        return tuple(map(Absorbed, admitted, landing_trees(state, claim) if admitted else ()))
 
     # --- pages ---
 
@@ -363,8 +412,13 @@ class Service:
     def _publish(self, files: Mapping[str, str]) -> None:
         """The shared branch shows what was known at the last promotion or check, and at the end; not every minute."""
         state = self.mind.state
-        news = (len(state.promotions), len(files), state.finished is not None)
-        if news in ((0, 1, False), self._published):
+        news = (
+            len(state.promotions),
+            len(state.rechecked) + len(state.demotions),
+            len(files),
+            state.finished is not None,
+        )
+        if news in ((0, 0, 1, False), self._published):
             return
         try:
             self.forge.publish(files, f"Leaderboard of {self.study.name}")

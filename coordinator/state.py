@@ -11,15 +11,19 @@ from typing import NamedTuple
 from coordinator.reproduction import Campaign, Noise, Rule
 from swarm.records import (
     BlockDrawn,
+    ChampionRechecked,
     ClaimKind,
+    Demotion,
     Direction,
     ExperimentAdmitted,
     Files,
     HoldoutAnswered,
+    Interaction,
     Measurement,
     NodeInfo,
     Promotion,
     Purpose,
+    ShamRaised,
     StudyFinished,
     StudyOpened,
     TransferChecked,
@@ -63,12 +67,16 @@ class Claim:
     bar: float  # likewise
     rule: Rule  # likewise
     kind: ClaimKind = "gain"
+    sham: int = 0  # its number, if the coordinator raised it to audit itself; then there is no such experiment
     carried: bool = False  # by the coordinator, onto a champion that had moved; no longer anybody's branch tip
+    twin: int = 0  # number of an earlier experiment that comes to the same tree on this base
+    ideas: tuple[str, ...] = ()  # of a set of accepted ideas: their experiments, in the order in which they land
     pairs: list[Pair] = field(default_factory=list)
     drawn: Counter[str] = field(default_factory=Counter)  # node -> blocks that it was given for this claim
     failed: str = ""  # why the candidate failed on a fresh seed, if it did
     verdict: Verdict | None = None
     holdout: HoldoutAnswered | None = None
+    after_demotion: int = 0  # that it was carried in the wake of: one idea may come to one champion twice
     weighed: int = field(default=0, compare=False)  # a cache of the mind: so many pairs left it undecided
 
     @property
@@ -99,6 +107,14 @@ class Transfer:
     drawn: int = 0
     failed: str = ""
     checked: TransferChecked | None = None
+
+
+@dataclass
+class Recheck:
+    """A champion against an earlier one: what was measured so far."""
+
+    pairs: list[Pair] = field(default_factory=list)
+    drawn: int = 0
 
 
 @dataclass
@@ -141,9 +157,17 @@ class State:
     block_of: dict[str, str] = field(default_factory=dict)  # trial -> block
     claims: dict[ClaimKey, Claim] = field(default_factory=dict)
     open_claims: dict[ClaimKey, Claim] = field(default_factory=dict)  # without a verdict, oldest first
+    claimed_on: list[str] = field(default_factory=list)  # the Platform of each claim that a node raised, in their order
+    shams: list[ShamRaised] = field(default_factory=list)
     latest: dict[str, Claim] = field(default_factory=dict)  # experiment -> the claim that stands for it now
     accepted: dict[ClaimKey, Claim] = field(default_factory=dict)  # on their way to the forge, oldest first
+    stacks: list[Claim] = field(default_factory=list)  # sets of accepted ideas, in the order in which they were joined
+    interactions: list[Interaction] = field(default_factory=list)  # what was measured of them
     transfers: dict[ClaimKey, Transfer] = field(default_factory=dict)
+    rechecks: dict[tuple[str, str], Recheck] = field(default_factory=dict)  # by champion and ancestor
+    rechecked: list[ChampionRechecked] = field(default_factory=list)
+    demotions: list[Demotion] = field(default_factory=list)
+    undone: dict[str, Claim] = field(default_factory=dict)  # by experiment: promoted once, to be carried and confirmed
     answers: dict[str, dict[str, str]] = field(default_factory=dict)  # node -> experiment -> what came of its claim
     answered: Counter[str] = field(default_factory=Counter)  # node -> how often that changed
     verdicts: int = 0
@@ -157,7 +181,7 @@ class State:
     final: list[Pair] = field(default_factory=list)
     final_failures: int = 0
     spent: Usage = field(default_factory=Usage)
-    trial_s: float = 0.0  # node time inside trials
+    trial_s: float = 0.0  # node time inside trials, and at scoring on the holdout
     trials: int = 0
     disturbances: dict[str, int] = field(default_factory=dict)  # per node, in a row
     disturbed_at: dict[str, float] = field(default_factory=dict)
@@ -173,6 +197,12 @@ class State:
     # --- reading ---
 
     @property
+    def line(self) -> list[Promotion]:
+        """The promotions between baseline and champion, oldest first; those that were undone are no part of it."""
+        undone = {number for demotion in self.demotions for number in demotion.undone}
+        return [promotion for promotion in self.promotions if promotion.number not in undone]
+
+    @property
     def direction(self) -> Direction:
         return self.opened.direction if self.opened else "minimize"
 
@@ -183,6 +213,10 @@ class State:
     def gain(self, candidate: float, champion: float) -> float:
         """Oriented so that positive is better."""
         return champion - candidate if self.direction == "minimize" else candidate - champion
+
+    def in_turn(self) -> list[Claim]:
+        """Accepted claims as they land: first a set, then what was measured on this champion, then the rest."""
+        return sorted(self.accepted.values(), key=lambda claim: (claim.base != self.champion, not claim.ideas))
 
     def times_longer(self, purpose: Purpose) -> int:
         """What a trial may take, in multiples of the ordinary limits."""

@@ -16,7 +16,16 @@ from coordinator.reproduction import Noise
 from swarm.experiment import lines_changed
 from swarm.history import Experiment, History, Lines, Pair, failure_of, score_of
 from swarm.proxy import proxy_health
-from swarm.records import HoldoutAnswered, Platform, Promotion, TransferChecked, Verdict
+from swarm.records import (
+    ChampionRechecked,
+    Demotion,
+    HoldoutAnswered,
+    Interaction,
+    Platform,
+    Promotion,
+    TransferChecked,
+    Verdict,
+)
 
 SELF_REPORTED = "self-reported"
 
@@ -26,6 +35,8 @@ class Step(NamedTuple):
 
     promotion: Promotion
     experiment: Experiment | None
+    """The first, where several landed together."""
+    experiments: tuple[Experiment, ...]
     verdict: Verdict | None
     scores: tuple[float, ...]
     """Of its confirmation runs."""
@@ -40,9 +51,9 @@ class Step(NamedTuple):
 
 
 def steps(history: History) -> tuple[Step, ...]:
-    """The line of champions, oldest first."""
+    """The line of champions, oldest first; without the promotions that were undone."""
     found: list[Step] = []
-    for promotion in history.promotions:
+    for promotion in history.line:
         verdict = history.verdict_on(promotion)
         gain = verdict.effect if verdict else 0.0
         experiment = history.by_idea.get(promotion.experiment)
@@ -50,6 +61,7 @@ def steps(history: History) -> tuple[Step, ...]:
             Step(
                 promotion=promotion,
                 experiment=experiment,
+                experiments=_landed(history, promotion),
                 verdict=verdict,
                 scores=_candidate_scores(history.pairs(verdict)) if verdict else (),
                 gain=gain,
@@ -60,6 +72,11 @@ def steps(history: History) -> tuple[Step, ...]:
             )
         )
     return tuple(found)
+
+
+def _landed(history: History, promotion: Promotion) -> tuple[Experiment, ...]:
+    ideas = promotion.landed
+    return tuple(history.by_idea[idea] for idea in ideas if idea in history.by_idea)
 
 
 def _transfer(experiment: Experiment | None, promotion: Promotion) -> TransferChecked | None:
@@ -79,6 +96,39 @@ def _kind(promotion: Promotion) -> str:
 
 def _candidate_scores(pairs: Iterable[Pair]) -> tuple[float, ...]:
     return tuple(score for pair in pairs if (score := score_of(pair.candidate)) is not None)
+
+
+# --- ideas that were joined ------------------------------------------------------------------------------
+
+TOGETHER = ("on promotion", "experiments", "-together", "-alone, in all", "-pairs", "what came of it")
+
+
+def together(history: History) -> list[tuple[str, ...]]:
+    """What sets of accepted ideas gained on which champion, oldest first: the cells under `TOGETHER`."""
+    write, champions = numbers(history), {p.candidate: p for p in history.promotions}
+    landed = {(p.experiment, p.base): p.number for p in history.promotions}
+    return [
+        (
+            str(champions[told.onto].number) if told.onto in champions else "0",
+            numbered(history, told.ideas),
+            write.gain(told.gain) if told.pairs else "–",
+            write.gain(told.expected),
+            str(told.pairs),
+            _end_of(told, landed.get((told.experiment, told.onto))),
+        )
+        for told in history.interactions
+    ]
+
+
+def _end_of(told: Interaction, landed: int | None) -> str:
+    if landed is not None:
+        return f"landed as promotion {landed}"
+    return "did not land" if told.pairs else words(told.reason, 200)
+
+
+def numbered(history: History, ideas: Iterable[str]) -> str:
+    """Experiments by number."""
+    return ", ".join(str(history.by_idea[idea].number) if idea in history.by_idea else "–" for idea in ideas)
 
 
 def machinery_failures(history: History) -> Counter[str]:
@@ -140,9 +190,12 @@ class Numbers(NamedTuple):
 def numbers(history: History) -> Numbers:
     """The number format of one study."""
     told = noise(history)
-    if told is None or not (isfinite(told.sd) and told.sd > 0):
-        return Numbers(4)
-    return Numbers(min(max(1 - floor(log10(told.sd)), 2), 6))
+    return numbers_at(told.sd if told else 0.0)
+
+
+def numbers_at(sd: float) -> Numbers:
+    """The number format where this is the noise; 0: nobody knows."""
+    return Numbers(min(max(1 - floor(log10(sd)), 2), 6) if isfinite(sd) and sd > 0 else 4)
 
 
 def percent(gain: float, baseline: float | None) -> str:
@@ -187,6 +240,39 @@ def proxy(history: History) -> str:
     return f"{told}; rank correlation {health.rho:+.2f}{alarm}"
 
 
+def shams(history: History) -> str:
+    """What the chain made of edits that change nothing."""
+    accepted = sum(sham.verdict.accepted for sham in history.shams)
+    return f"{len(history.shams)} tried, {accepted} accepted"
+
+
+def recheck(history: History, found: ChampionRechecked) -> str:
+    """How a champion stood against an earlier one."""
+    write = numbers(history)
+    if found.gain is None:
+        return f"promotion {found.number}: {found.reason}"
+    measured = f"{write.gain(found.gain)} {write.interval(found.low, found.high)} on {count(found.pairs, 'fresh seed')}"
+    return f"promotion {found.number}: {measured}, published {write.gain(found.published)}; {found.reason}"
+
+
+def demotion(history: History, found: Demotion) -> str:
+    """Which promotions a demotion undid, and why."""
+    undone = [p for p in history.promotions if p.number in found.undone]
+    told = next((recheck(history, r) for r in history.rechecks if r.number == found.rechecked), "")
+    fallen = ", ".join(f"promotion {p.number} ({_now(history, p)})" for p in undone)
+    restored = next((f"promotion {p.number}" for p in history.promotions if p.candidate == found.restored), "baseline")
+    return f"demotion {found.number}, back to the {restored}: undone {fallen}; {told}"
+
+
+def _now(history: History, promotion: Promotion) -> str:
+    """What became of the idea of a promotion that was undone."""
+    experiment = history.by_idea.get(promotion.experiment)
+    words_ = {"claimed": "being confirmed again", "accepted": "confirmed again", "rejected": "not confirmed again"}
+    if experiment is not None and experiment.promotion is not None:
+        return f"now promotion {experiment.promotion.number}"
+    return words_.get(experiment.status, experiment.status) if experiment is not None else "unknown"
+
+
 def words(text: str, limit: int = 100) -> str:
     """Other people's text as one inert line, safe in a table cell."""
     shown = inline(text, limit).replace("www.", "www .")  # GitHub links a bare www. by itself
@@ -208,11 +294,10 @@ def lines(size: Lines) -> str:
     return f"+{size.added} -{size.removed}"
 
 
-def author(history: History, experiment: Experiment | None) -> str:
+def author(history: History, *experiments: Experiment) -> str:
     """Who thought of it, and where. Written without an at sign, which would call somebody."""
-    if experiment is None:
-        return "–"
-    return f"{words(experiment.proposer, 40)} on {words(history.node_name(experiment.node), 40)}"
+    names = (f"{words(e.proposer, 40)} on {words(history.node_name(e.node), 40)}" for e in experiments)
+    return "; ".join(dict.fromkeys(names)) or "–"
 
 
 def platforms(history: History) -> list[str]:

@@ -6,88 +6,254 @@ answers said there, bit for bit: so peeking, state that is carried from window t
 counters and chance all show. Knows nothing of trials; whose process answers, and that it is a new one, is up to the
 caller.
 
+Where a candidate only claimed what each token cost, the new process sends its predictions of the token behind each cut,
+which was never sent to it, and we count what it costs: within the Task's tolerance it must be what was claimed.
+
+The cuts are drawn when the score is known, most often where a token cost less than it cost the others: a peek at the
+next token alone shows at no cut but the one behind it, and pays only where the others failed. `benchmarks/audits.py`
+says which cheats are caught how often.
+
 Bit for bit holds on a CPU: torch gives a row the same logits whatever stands beside or after it as long as the shape of
 the question stays (a shortened window instead moves bf16 logits by 0.03 and would hide real leaks). Only the shape of
 the last, smaller frame differs, so its windows stay together.
 
 NOT covered: a candidate that knows the text by heart; two processes that share a disk or a network (the sandbox's
-part); a peek at so few positions that no cut falls behind one. A window has one cut, so a peek at the next token alone,
-at one position in a hundred, escapes with 8 % in 256 windows.
+part); a peek at a handful of positions, worth less than what is promoted.
 """
 
-from hashlib import blake2b
+from collections.abc import Hashable, Iterator
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from node.scoring import Logits, Questions, Tokens, ask, finish, frame_rows
+from node.scoring import (
+    Bits,
+    Logits,
+    Questions,
+    Tokens,
+    ask,
+    ask_at,
+    claimed_bits,
+    frame_rows,
+    surprise,
+    token_bits,
+)
 from node.watch import TrialFailed, Watch
+from swarm.records import Limits
+
+CUTS = 3  # of each window, in one process, the earlier one first: a later one would tell it what follows the earlier
+SPREAD = 0.1  # of the cuts are drawn evenly: where nobody claims a gain, some look, too
+# Claims may be lower than what is found by this share of the tolerance on average, and by so many standard errors.
+MEAN_SHARE, MEAN_ERRORS = 0.1, 4.0
+ROUNDING_BITS = 1e-4  # a hundred times that of float32
+OTHERS = 4  # candidates that are remembered: their mean is less noisy than one
+
+# Scoring may take this many times the CPU seconds of others; the floor is two loads of torch on a busy machine.
+LATE, LATE_FLOOR_S = 3.0, 6.0
+
+Prints = NDArray[np.uint64]  # [rows, window]
 
 
-class _Kept(NamedTuple):
-    """Of the scored answer to one window: enough to compare, 4 kB instead of 1 MB."""
+class Passed(NamedTuple):
+    """What scoring a candidate took: bits for each token, CPU seconds for all of them."""
 
-    digest: bytes  # of all logits before the cut
-    last: Logits  # the ones just before it, to tell how far apart
+    bits: Bits
+    cpu_s: float
 
 
-class Audit:
-    """One audit of one artifact. Draws everything at once, before the first question; tells nobody."""
+class Others:
+    """The last candidates that passed here: the measure of where a gain is claimed, and of how long scoring takes."""
+
+    def __init__(self) -> None:
+        """Nobody yet."""
+        self._known: dict[Hashable, dict[str, Passed]] = {}
+
+    def remember(self, of: Hashable, candidate: str, passed: Passed) -> None:
+        """A candidate that passed; `of` tells apart what is not to be compared. The oldest is forgotten."""
+        known = self._known.setdefault(of, {})
+        known.pop(candidate, None)
+        known[candidate] = passed
+        if len(known) > OTHERS:
+            del known[next(iter(known))]
+
+    def besides(self, of: Hashable, candidate: str) -> Passed | None:
+        """Their mean bits and their longest time, this candidate left out; None where there is nobody."""
+        rest = [passed for name, passed in self._known.get(of, {}).items() if name != candidate]
+        if not rest:
+            return None
+        return Passed(np.mean([passed.bits for passed in rest], axis=0), max(passed.cpu_s for passed in rest))
+
+
+def in_time(limits: Limits, others: Passed | None) -> Limits:
+    """The limits of scoring, where others have shown how long it takes."""
+    return replace(limits, cpu_s=min(limits.cpu_s, LATE_FLOOR_S + LATE * others.cpu_s)) if others else limits
+
+
+class _Asking:
+    """One audit of one artifact. Draws nothing before every scored answer is there; tells nobody."""
 
     def __init__(self, questions: Questions, random: Generator) -> None:
-        """Draw the cuts, what stands behind them, and the order.
+        """Prepare to hear the scored answers.
 
         Raises:
             OSError: the split has no text beyond what is scored.
         """
-        rows, window = questions.inputs.shape
         if not len(questions.spare):
             raise OSError("the audit needs one window of text that is not scored: lower val_tokens in task.toml")
+        self._questions, self._random = questions, random
         self._vocabulary = len(questions.token_bytes)
-        self._size = frame_rows(window, self._vocabulary)
-        self._cuts: NDArray[np.int64] = random.integers(1, window, size=(rows,))
-        decoys = questions.spare[random.integers(0, len(questions.spare), size=(rows,))]
-        self._inputs: Tokens = np.where(np.arange(window) < self._cuts.reshape(rows, 1), questions.inputs, decoys)
-        whole = rows - rows % self._size
-        self._order = np.concatenate((random.permutation(whole), whole + random.permutation(rows - whole)))
-        self._kept: list[_Kept] = []
+        self._size = frame_rows(questions.inputs.shape[1], self._vocabulary)
+
+    def _asked(self, chance: Bits) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], Tokens]]:
+        """All that is to be asked: windows, their cuts, and their tokens with another future."""
+        for cuts in draw_cuts(chance, self._random):
+            for rows in self._frames(len(cuts)):
+                yield rows, cuts[rows], self._with_other_future(rows, cuts[rows])
+
+    def _frames(self, count: int) -> Iterator[NDArray[np.int64]]:
+        """All windows once, in an order and company of their own."""
+        whole = count - count % self._size
+        order = np.concatenate((self._random.permutation(whole), whole + self._random.permutation(count - whole)))
+        for start in range(0, count, self._size):
+            yield order[start : start + self._size]
+
+    def _with_other_future(self, rows: NDArray[np.int64], cuts: NDArray[np.int64]) -> Tokens:
+        inputs, spare = self._questions.inputs[rows], self._questions.spare
+        decoys = spare[self._random.integers(0, len(spare), size=len(rows))]
+        return np.where(np.arange(inputs.shape[1]) < cuts[:, None], inputs, decoys)
+
+
+class Audit(_Asking):
+    """Of predictions, which must repeat bit for bit."""
+
+    def __init__(self, questions: Questions, random: Generator) -> None:
+        """Prepare to hear them."""
+        super().__init__(questions, random)
+        # Sums of 32-bit words times secret numbers, modulo 2^64: two answers that differ agree once in 2^33.
+        self._secret = random.integers(0, 2**64, self._vocabulary, dtype=np.uint64)
+        self._prints: list[Prints] = []
+
+    def score(self, watch: Watch) -> Bits:
+        """What each token costs by the answers of a process, which are remembered."""
+        return token_bits(watch, self._questions, self.keep)
 
     def keep(self, logits: Logits) -> None:
-        """Remember the scored answers to the next windows, in the order in which they are scored."""
-        for answer in logits:
-            cut = int(self._cuts[len(self._kept)])
-            self._kept.append(_Kept(_digest(answer[:cut]), answer[cut - 1].copy()))
+        """Remember the scored answers to the next windows: 8 bytes for each position."""
+        self._prints.append(self._fingerprint(logits))
 
-    def ask_again(self, watch: Watch) -> None:
+    def _fingerprint(self, logits: Logits) -> Prints:
+        prints: Prints = logits.view(np.uint32) @ self._secret
+        return prints
+
+    def ask_again(self, watch: Watch, bits: Bits, others: Bits | None) -> None:
         """Ask a new process; returns if it agrees about every window.
 
         Raises:
             TrialFailed: it does not, or it ended, hung or answered something else than it was asked.
         """
-        for start in range(0, len(self._order), self._size):
-            rows = self._order[start : start + self._size]
-            answers = ask(watch, self._inputs[rows], self._vocabulary)
-            for row, answer in zip(rows.tolist(), answers, strict=True):
-                self._compare(row, answer)
-        finish(watch)
+        scored = np.concatenate(self._prints)
+        for rows, cuts, inputs in self._asked(chances(bits, others, self._questions)):
+            self._compare(rows, cuts, ask(watch, inputs, self._vocabulary), scored[rows], bits[rows])
 
-    def _compare(self, row: int, answer: Logits) -> None:
-        cut, kept = int(self._cuts[row]), self._kept[row]
-        if _digest(answer[:cut]) == kept.digest:
+    def _compare(
+        self, rows: NDArray[np.int64], cuts: NDArray[np.int64], answers: Logits, scored: Prints, bits: Bits
+    ) -> None:
+        past = np.arange(scored.shape[1]) < cuts[:, None]
+        changed = (self._fingerprint(answers) != scored) & past
+        if not changed.any():
             return
-        with np.errstate(over="ignore"):
-            apart = float(np.abs(answer[cut - 1] - kept.last).max())
-        where = f"by {apart:.1e} at the last of them" if apart else "not at the last of them, but earlier"
+        at = int(changed.any(axis=1).argmax())
+        place = int(changed[at].nonzero()[0][-1])
+        target = self._questions.targets[rows[at], place : place + 1]
+        again = float(surprise(answers[at, place : place + 1], target)[0])
         raise TrialFailed(
             "candidate",
             "rule",
-            f"audit: in window {row} its predictions from the first {cut} tokens changed, {where}, when a new process "
-            "was asked with other text after them; a prediction may use the artifact and the tokens before it, nothing "
-            "else",
+            f"audit: in window {rows[at]} its predictions from the first {cuts[at]} tokens changed when a new process "
+            f"was asked with other text after them: token {place + 1} cost {bits[at, place]:.3g} bits, then "
+            f"{again:.3g}; a prediction may use the artifact and the tokens before it, nothing else",
         )
 
 
-def _digest(logits: Logits) -> bytes:
-    return blake2b(logits.data.cast("B"), digest_size=32).digest()
+class ClaimAudit(_Asking):
+    """Of claims what each token cost, which must be near what we find."""
+
+    def __init__(self, questions: Questions, random: Generator, tolerance_bits: float) -> None:
+        """Prepare to hear them."""
+        super().__init__(questions, random)
+        self._tolerance_bits = tolerance_bits
+
+    def score(self, watch: Watch) -> Bits:
+        """What a process claims that each token costs."""
+        return claimed_bits(watch, self._questions)
+
+    def ask_again(self, watch: Watch, bits: Bits, others: Bits | None) -> None:
+        """Ask a new process; returns if its predictions cost what was claimed, each and on average.
+
+        Raises:
+            TrialFailed: they do not, or it ended, hung or answered something else than it was asked.
+        """
+        chance, gaps, weights = chances(bits, others, self._questions), [], []
+        for rows, cuts, inputs in self._asked(chance):
+            last = cuts - 1
+            found = surprise(ask_at(watch, inputs, last, self._vocabulary), self._questions.targets[rows, last])
+            self._compare(rows, cuts, found, bits[rows, last])
+            gaps.append(found - bits[rows, last])
+            weights.append(1 / chance[rows, last] / chance.shape[1])
+        low = too_low(np.concatenate(gaps), np.concatenate(weights), self._tolerance_bits)
+        if low:
+            raise TrialFailed(
+                "candidate",
+                "rule",
+                f"audit: it claimed about {low:.3g} bits less for each token than its predictions cost when a new "
+                "process was asked for some of them",
+            )
+
+    def _compare(self, rows: NDArray[np.int64], cuts: NDArray[np.int64], found: Bits, claimed: Bits) -> None:
+        at = int(abs(found - claimed).argmax())
+        if abs(found - claimed)[at] > self._tolerance_bits:
+            raise TrialFailed(
+                "candidate",
+                "rule",
+                f"audit: it claimed that token {cuts[at]} of window {rows[at]} cost {claimed[at]:.3g} bits; it cost "
+                f"{found[at]:.3g} when a new process was asked for it that had not been sent it",
+            )
+
+
+def too_low(gaps: Bits, weights: Bits, tolerance_bits: float) -> float:
+    """How much less than what was found was claimed for the average token, if that is not chance; else 0.
+
+    Weighted against the odds of the cuts, so that a little taken off where nobody looks counts, too.
+    """
+    mean, error = (gaps * weights).mean(), (gaps * weights).std() / len(gaps) ** 0.5
+    return float(mean) if mean > min(MEAN_SHARE * tolerance_bits, MEAN_ERRORS * error) + ROUNDING_BITS else 0.0
+
+
+def audit_of(questions: Questions, random: Generator, tolerance_bits: float) -> Audit | ClaimAudit:
+    """The audit that a Task asks for."""
+    return ClaimAudit(questions, random, tolerance_bits) if tolerance_bits else Audit(questions, random)
+
+
+def chances(bits: Bits, others: Bits | None, questions: Questions) -> Bits:
+    """How likely each position is the last before a cut, for each window: [rows, window], rows sum to 1.
+
+    Behind the last one nothing is replaced, but the window that begins with its target stands no longer beside it.
+    """
+    even = np.full(bits.shape, 1 / bits.shape[1])
+    if others is None:
+        return even
+    scored = questions.token_bytes[questions.targets] > 0
+    gains = np.maximum(0, np.subtract(others, bits, out=np.zeros_like(bits), where=scored))
+    sums = gains.sum(axis=1, keepdims=True)
+    chance: Bits = SPREAD * even + (1 - SPREAD) * np.divide(gains, sums, out=even.copy(), where=sums > 0)
+    return chance
+
+
+def draw_cuts(chance: Bits, random: Generator) -> NDArray[np.int64]:
+    """For each window the cuts that are asked about, the earlier first: [CUTS, rows]."""
+    below = chance.cumsum(axis=1)
+    drawn = random.random((CUTS, len(chance), 1)) * below[:, -1:]
+    return 1 + np.sort((drawn >= below).sum(axis=2), axis=0)

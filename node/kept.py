@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from node.trial import remove
+from node.scratch import remove
 from swarm.codec import DecodeError, pack, unpack
 from swarm.records import Outcome, TrialSpec
 

@@ -13,7 +13,7 @@ from threading import Condition
 from typing import TypeVar
 
 from node.data import Data, prepare_data, read_data
-from node.trial import remove
+from node.scratch import remove
 from swarm.corpus import (
     MANIFEST,
     MOST_MANIFEST_BYTES,

@@ -1,9 +1,11 @@
 """TRUSTED. Turns what a candidate left into a score that is ours.
 
 Owns the targets, the byte table, the frames and the arithmetic. The candidate's code runs elsewhere (`score.py`, in a
-box of its own, with the artifact and nothing of the split) and only ever sends predictions: never a loss, never a
-probability, so nothing has to be normalised in good faith. Nothing that a candidate wrote is parsed here beyond a
-16-byte header and raw floats; the artifact is hashed, never opened as what it claims to be.
+box of its own, with the artifact and nothing of the split) and sends predictions: never a loss, never a probability, so
+nothing has to be normalised in good faith. Where predictions are too many to be sent, it claims what each token cost,
+and nothing may rest on that before predictions of another process were held against it (`audit.py`). Nothing that a
+candidate wrote is parsed here beyond a 16-byte header and raw floats; the artifact is hashed, never opened as what it
+claims to be.
 
 NOT covered here: predictions that looked at the future. The tokens that are sent are the targets, shifted by one; only
 an audit that never sends the future can tell (`audit.py`).
@@ -19,7 +21,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +29,7 @@ from numpy.typing import NDArray
 from node.processes import has_ended
 from node.watch import NOT_A_NUMBER, TrialFailed, Watch, check_exit
 
-QUESTION, ANSWER = 0x53574D51, 0x53574D41
+ALL, CLAIMS, ONE, ANSWER = 0x53574D51, 0x53574D43, 0x53574D50, 0x53574D41
 QUESTION_HEADER, ANSWER_HEADER = struct.Struct("<III"), struct.Struct("<IIII")
 ROWS = 16  # windows in a frame: 17 MB of answers at 256 tokens and 1025 logits each
 FRAME_BYTES = 2**26  # fewer rows when the vocabulary is large
@@ -38,6 +40,7 @@ ARTIFACT_BYTES = 512 * 2**20
 
 Split = Literal["val", "holdout"]
 Logits = NDArray[np.float32]
+Bits = NDArray[np.float64]
 Tokens = NDArray[np.uint16]
 
 
@@ -49,13 +52,6 @@ class Questions:
     targets: Tokens  # [rows, window]; inputs, one token later
     spare: Tokens  # [at most as many, window]; what follows the scored text in the split, itself never scored
     token_bytes: NDArray[np.int64]  # [vocabulary]; 0 for tokens that stand for no text, and are not scored
-
-
-class Tally(NamedTuple):
-    """Bits that were needed, bytes of text that they told."""
-
-    bits: float
-    bytes: int
 
 
 @lru_cache(maxsize=2)
@@ -85,28 +81,62 @@ def read_questions(folder: Path, split: Split, window: int, tokens: int) -> Ques
 # --- answers ---------------------------------------------------------------------------------------------
 
 
-def bits_per_byte(watch: Watch, questions: Questions, keep: Callable[[Logits], None] = lambda logits: None) -> float:
-    """Ask a running `score.py` about every window and score its answers; `keep` sees them first, in their order.
+def token_bits(watch: Watch, questions: Questions, keep: Callable[[Logits], None] = lambda logits: None) -> Bits:
+    """Ask a running `score.py` about every window: the bits that it needs for each target, [rows, window].
+
+    `keep` sees the answers before the arithmetic overwrites them, in their order.
 
     Raises:
         TrialFailed: it ended, hung, answered something else than it was asked, or its predictions are not finite.
     """
-    bits, text = 0.0, 0
+    found = []
     for inputs, targets in _frames(questions):
         logits = ask(watch, inputs, len(questions.token_bytes))
         keep(logits)
-        tally = score_logits(logits.reshape(targets.size, -1), targets.ravel(), questions.token_bytes)
-        bits, text = bits + tally.bits, text + tally.bytes
+        found.append(surprise(logits.reshape(targets.size, -1), targets.ravel()).reshape(targets.shape))
     finish(watch)
-    if not text:
+    return np.concatenate(found)
+
+
+def claimed_bits(watch: Watch, questions: Questions) -> Bits:
+    """Ask a running `score.py` what each target cost: its own word, [rows, window].
+
+    Raises:
+        TrialFailed: it ended, hung, answered something else than it was asked, or no number of bits.
+    """
+    found = []
+    for inputs, targets in _frames(questions):
+        whole = np.concatenate((inputs, targets[:, -1:]), axis=1)
+        found.append(_exchange(watch, CLAIMS, whole, b"", [*inputs.shape, 1])[..., 0])
+        if not (np.isfinite(found[-1]) & (found[-1] >= 0)).all():
+            raise TrialFailed("candidate", "nan", "it claimed that a token cost what is no number of bits")
+    finish(watch)
+    return np.concatenate(found).astype(np.float64)
+
+
+def bits_per_byte(bits: Bits, questions: Questions) -> float:
+    """The score: bits for the targets that stand for text, over the bytes of that text.
+
+    Raises:
+        TrialFailed: a token that came had no probability.
+        OSError: the split has no text.
+    """
+    lengths = questions.token_bytes[questions.targets]
+    if not lengths.any():
         raise OSError("the scored tokens stand for no text; prepare the data again")
-    return bits / text
+    needed = float(bits[lengths > 0].sum())
+    if not np.isfinite(needed):
+        raise TrialFailed("candidate", "nan", "it gave a token that came a probability of 0")
+    return needed / int(lengths.sum())
 
 
-def score_logits(logits: Logits, targets: Tokens, token_bytes: NDArray[np.int64]) -> Tally:
-    """Bits for the targets that stand for text. `logits` is [n, vocabulary] and is overwritten.
+def surprise(logits: Logits, targets: Tokens) -> Bits:
+    """Bits for each target, infinite where it had no probability. `logits` is [n, vocabulary] and is overwritten.
 
     exp in float32, relative to the row's maximum, is good to 1e-7 of a probability; everything after it is float64.
+
+    Raises:
+        TrialFailed: the logits are not finite.
     """
     bits = np.empty(len(targets))
     for start in range(0, len(targets), BLOCK):
@@ -119,11 +149,7 @@ def score_logits(logits: Logits, targets: Tokens, token_bytes: NDArray[np.int64]
         chosen = block[np.arange(len(block)), wanted].astype(np.float64)
         np.exp(block, out=block)
         bits[start : start + BLOCK] = (np.log(block.sum(axis=1, dtype=np.float64)) - chosen) / np.log(2)
-    lengths = token_bytes[targets]
-    needed = float(bits[lengths > 0].sum())
-    if not np.isfinite(needed):
-        raise TrialFailed("candidate", "nan", "it gave a token that came a probability of 0")
-    return Tally(needed, int(lengths.sum()))
+    return bits
 
 
 def _frames(questions: Questions) -> Iterator[tuple[Tokens, Tokens]]:
@@ -144,23 +170,35 @@ def ask(watch: Watch, inputs: Tokens, vocabulary: int) -> Logits:
     Raises:
         TrialFailed: it ended, hung, or answered something else than it was asked.
     """
-    rows, window = inputs.shape
-    _send(watch, QUESTION_HEADER.pack(QUESTION, rows, window) + inputs.astype("<u2").tobytes())
+    return _exchange(watch, ALL, inputs, b"", [*inputs.shape, vocabulary])
+
+
+def ask_at(watch: Watch, inputs: Tokens, places: NDArray[np.int64], vocabulary: int) -> Logits:
+    """One frame: logits [rows, vocabulary], for one place in each window.
+
+    Raises:
+        TrialFailed: it ended, hung, or answered something else than it was asked.
+    """
+    return _exchange(watch, ONE, inputs, places.astype("<u2").tobytes(), [len(inputs), 1, vocabulary])[:, 0]
+
+
+def _exchange(watch: Watch, what: int, tokens: Tokens, more: bytes, shape: list[int]) -> Logits:
+    _send(watch, QUESTION_HEADER.pack(what, *tokens.shape) + tokens.astype("<u2").tobytes() + more)
     header = bytearray(ANSWER_HEADER.size)
     _receive(watch, memoryview(header))
-    magic, *shape = ANSWER_HEADER.unpack(header)
+    magic, *told = ANSWER_HEADER.unpack(header)
     if magic != ANSWER:
         raise TrialFailed("candidate", "scoring", f"sent something else than an answer: {bytes(header)!r}")
-    if shape != [rows, window, vocabulary]:
-        raise TrialFailed("candidate", "scoring", f"answered in shape {shape}, not {[rows, window, vocabulary]}")
-    logits: Logits = np.empty(shape, dtype=np.dtype("<f4"))
-    _receive(watch, logits.data.cast("B"))
-    return logits
+    if told != shape:
+        raise TrialFailed("candidate", "scoring", f"answered in shape {told}, not {shape}")
+    answers: Logits = np.empty(shape, dtype=np.dtype("<f4"))
+    _receive(watch, answers.data.cast("B"))
+    return answers
 
 
 def finish(watch: Watch) -> None:
     """Tell it that no question follows."""
-    _send(watch, QUESTION_HEADER.pack(QUESTION, 0, 0))
+    _send(watch, QUESTION_HEADER.pack(ALL, 0, 0))
 
 
 def _send(watch: Watch, data: bytes) -> None:

@@ -8,31 +8,40 @@ At isolation level 0 the folders below are a convention that a candidate may bre
 """
 
 import errno
-import fcntl
 import math
 import os
 import secrets
 import shutil
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
-from node.audit import Audit
+from node.audit import CUTS, Others, Passed, audit_of, in_time
 from node.data import Data, write_documents, write_stream
-from node.processes import MARK, kill_marked
+from node.processes import MARK
 from node.sandbox import Box, Sandbox
-from node.scoring import Split, bits_per_byte, hash_artifact, printed_score, read_questions
+from node.scoring import (
+    Split,
+    bits_per_byte,
+    claimed_bits,
+    finish,
+    hash_artifact,
+    printed_score,
+    read_questions,
+    token_bits,
+)
+from node.scratch import new_home, sweep_scratch
 from node.watch import Phase, TrialFailed, Watch, check_exit, running
 from swarm.errors import TaskError
 from swarm.records import (
     Block,
     Failure,
+    Limits,
     Measurement,
     NodeInfo,
     Outcome,
@@ -43,7 +52,6 @@ from swarm.records import (
 )
 from swarm.task import Task, bundle, command, editable_only, read_frozen, unbundle
 
-PREFIX = "trial-"
 READY = "ready"  # the file in --out by which a trial with a budget in seconds asks for its tokens
 GRACE_S = 2.0  # a trial paces itself to end within its seconds; this long after them it is killed
 FULL_DISK_BYTES = 16 * 2**20  # below this a candidate that failed gets no blame
@@ -53,8 +61,8 @@ MALLOC = {
     "MALLOC_TRIM_THRESHOLD_": "1000000000",
     "MALLOC_TOP_PAD_": "67108864",
 }
-# A screening is evidence of nothing: it saves the price of the audit, 1.4 to 1.8 CPU-s beside 4.7 of training and 1.9
-# of scoring (most of it is `import torch`). Every run that decides about a claim pays it.
+# A screening is evidence of nothing: it saves the price of the audit, 2.6 to 4.2 CPU-s beside 4 to 6 of training and
+# 1.7 to 2.3 of scoring (one of each is `import torch`). Every run that decides about a claim pays it.
 NOT_AUDITED: frozenset[Purpose] = frozenset({"reference", "screen"})
 OnPhase = Callable[[Phase, float], None]
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
@@ -70,6 +78,7 @@ class Workshop:
     sandbox: Sandbox
     scratch: Path  # a folder of each Trial is made here, and removed
     threads: int = 1
+    others: Others = field(default_factory=Others)  # whose scores were believed here
     now: Callable[[], float] = time.time
     monotonic: Callable[[], float] = time.monotonic
 
@@ -146,7 +155,7 @@ def _settled(trial: "_Trial", work: Callable[[Path], Measurement]) -> TrialRun:
     outcome: Outcome
     try:
         sweep_scratch(workshop.scratch)
-        with _home(workshop.scratch) as home:
+        with new_home(workshop.scratch) as home:
             outcome = work(home)
     except TrialFailed as failed:
         outcome = failed.failure(trial.cpu_s)
@@ -304,30 +313,41 @@ class _Trial:
             raise TrialFailed("candidate", "rule", "training ended well but left no file in its --out folder")
         assert data is not None, f"{task.name} has data: _lay_out made sure"
         questions = read_questions(data.folder, self.split, task.window, task.val_tokens)
-        if not self._audited:
-            with self._answering(home, "answers") as watch:
-                return bits_per_byte(watch, questions)
+        others = self.workshop.others.besides(self._comparable, self.spec.candidate)
         # Not from the seed: a candidate knows that one.
-        audit = Audit(questions, np.random.default_rng(secrets.randbits(128)))
-        with self._answering(home, "answers") as watch:
-            score = bits_per_byte(watch, questions, audit.keep)
-        if hash_artifact(home / "artifact") != identity:
-            raise TrialFailed("candidate", "rule", "changed its artifact while it was scored")
-        with self._answering(home, "audit") as watch:
-            audit.ask_again(watch)
+        random, tolerance = np.random.default_rng(secrets.randbits(128)), task.tolerance_bits
+        audit = audit_of(questions, random, tolerance) if self._audited else None
+        limits = in_time(self.spec.limits, others)
+        with self._answering(home, "answers", limits) as watch:
+            bits = audit.score(watch) if audit else (claimed_bits if tolerance else token_bits)(watch, questions)
+        score, cpu_s = bits_per_byte(bits, questions), watch.cpu_s
+        if audit:
+            if hash_artifact(home / "artifact") != identity:
+                raise TrialFailed("candidate", "rule", "changed its artifact while it was scored")
+            more = replace(limits, cpu_s=CUTS * limits.cpu_s, wall_s=CUTS * limits.wall_s)
+            with self._answering(home, "audit", more) as watch:
+                audit.ask_again(watch, bits, others.bits if others else None)
+                finish(watch)
+        if self.spec.purpose != "screen":
+            self.workshop.others.remember(self._comparable, self.spec.candidate, Passed(bits, cpu_s))
         return score
+
+    @property
+    def _comparable(self) -> tuple[Split, bool]:
+        """Token for token: the same text, at the same scale."""
+        return self.split, self.scale is not None
 
     @property
     def _audited(self) -> bool:
         return self.spec.purpose not in NOT_AUDITED
 
     @contextmanager
-    def _answering(self, home: Path, scratch: str) -> Iterator[Watch]:
+    def _answering(self, home: Path, scratch: str, limits: Limits) -> Iterator[Watch]:
         """A new process that answers from the artifact, and sees nothing of what others answered."""
         task, code = self.workshop.task, self._code(home)
         argv = command(task.commands.score, code, {"code": code / task.train_script, "artifact": home / "artifact"})
         box = self._box(argv, (code, home / "artifact"), home / scratch, home, answers=True)
-        with self._running(box, "score", home) as watch:
+        with self._running(replace(box, limits=limits), "score", home) as watch:
             yield watch
 
     def _box(
@@ -374,69 +394,3 @@ def _is_still(artifact: Path, identity: str) -> bool:
         return hash_artifact(artifact) == identity
     except TrialFailed:
         return False
-
-
-# --- scratch ---------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _home(scratch: Path) -> Iterator[Path]:
-    """A new folder for one Trial, locked while it is in use and gone afterwards."""
-    scratch.mkdir(parents=True, exist_ok=True)
-    home = Path(tempfile.mkdtemp(prefix=PREFIX, dir=scratch.resolve()))
-    lock = os.open(home, os.O_RDONLY)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield home
-    finally:
-        remove(home)
-        os.close(lock)
-
-
-def sweep_scratch(scratch: Path) -> None:
-    """End and remove what Trials of killed owners left. Folders in use are locked, and left alone."""
-    if not scratch.is_dir():
-        return
-    for home in scratch.resolve().glob(PREFIX + "*"):
-        with suppress(BlockingIOError, FileNotFoundError), _locked(home):
-            kill_marked(str(home))
-            remove(home)
-
-
-@contextmanager
-def _locked(home: Path) -> Iterator[None]:
-    lock = os.open(home, os.O_RDONLY)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    finally:
-        os.close(lock)
-
-
-def remove(home: Path) -> None:
-    """Remove a folder, also where a candidate took our permissions away. What stays is swept at the next start.
-
-    A candidate's folders may lie deeper than a path is long, or than Python recurses: each is moved up here first.
-    """
-    waiting = [home]
-    while waiting:
-        folder = waiting.pop()
-        with suppress(OSError):
-            os.chmod(folder, 0o700)
-            for entry in list(os.scandir(folder)):
-                with suppress(OSError):
-                    if entry.is_dir(follow_symlinks=False):
-                        waiting.append(_move_up(Path(entry.path), home))
-                    else:
-                        os.unlink(entry.path)
-            if folder != home:
-                os.rmdir(folder)
-    with suppress(OSError):
-        os.rmdir(home)
-
-
-def _move_up(folder: Path, home: Path) -> Path:
-    above = home / secrets.token_hex(8)
-    os.chmod(folder, 0o700)  # who may not write to a folder may not move it
-    os.rename(folder, above)
-    return above

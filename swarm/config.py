@@ -51,7 +51,7 @@ class Caps(_Section):
     tokens: int = Field(0, ge=0, le=_MOST)
     """Tokens read and written by proposers."""
     node_hours: float = Field(0.0, ge=0)
-    """Hours that nodes spent inside trials."""
+    """Hours that nodes spent inside trials, and at scoring on the holdout."""
 
 
 class Nodes(_Section):
@@ -96,9 +96,13 @@ class Decision(_Section):
     calibration_pairs: int = Field(4, ge=2, le=40)
     """Pairs of baseline trials that measure the noise before anything is claimed."""
     final_seeds: int = Field(5, ge=2, le=50)
-    """Fresh seeds of the comparison of champion and baseline at the end."""
+    """Fresh seeds of the comparison of champion and baseline at the end, and of champions on the way."""
     cpu_ratio: float = Field(1.25, gt=0)
     """A candidate whose mean CPU time exceeds the baseline's by this factor is rejected."""
+    sham_share: float = Field(0.03, ge=0, le=0.2)
+    """Share of all claims that are sham edits: they change nothing but the random stream, and audit the chain."""
+    recheck_every: int = Field(10, ge=0, le=_MOST)
+    """Promotions after which the champion is compared with the one before them, and demoted if no better; 0 = never."""
     transfer_seeds: int = Field(2, ge=0, le=20)
     """Fresh seeds on which each promotion is checked at the larger scale that its Task names; 0 = no check."""
     transfer_required: bool = False

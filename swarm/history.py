@@ -18,13 +18,16 @@ from swarm.records import (
     BlockDrawn,
     BlockLost,
     Carried,
+    ChampionRechecked,
     ClaimRaised,
     CoordinatorStarted,
+    Demotion,
     Direction,
     ExperimentAdmitted,
     Fact,
     Files,
     HoldoutAnswered,
+    Interaction,
     Measurement,
     NodeInfo,
     NodeJoined,
@@ -34,7 +37,10 @@ from swarm.records import (
     ProposalRefused,
     Purpose,
     Screened,
+    ShamJudged,
+    ShamRaised,
     Spent,
+    Stacked,
     StudyFinished,
     StudyOpened,
     TrialDisturbed,
@@ -61,7 +67,13 @@ class History:
     opened: StudyOpened | None
     experiments: tuple[Experiment, ...]
     promotions: tuple[Promotion, ...]
+    """All that ever landed; `line` leaves out what was undone."""
+    interactions: tuple[Interaction, ...]
     holdout_answers: tuple[HoldoutAnswered, ...]
+    rechecks: tuple[ChampionRechecked, ...]
+    demotions: tuple[Demotion, ...]
+    shams: tuple[ShamJudged, ...]
+    """Sham edits that the chain has judged; those of which no pair had run say nothing, and are left out."""
     trials: Mapping[str, TrialFinished]
     blocks: Mapping[str, BlockDrawn]
     nodes: Mapping[str, NodeInfo]
@@ -96,7 +108,16 @@ class History:
 
     @property
     def champion(self) -> str:
-        return self.promotions[-1].candidate if self.promotions else self.baseline
+        return self.line[-1].candidate if self.line else self.baseline
+
+    @cached_property
+    def line(self) -> tuple[Promotion, ...]:
+        """The promotions between baseline and champion, oldest first."""
+        return tuple(promotion for promotion in self.promotions if self.demotion_of(promotion) is None)
+
+    def demotion_of(self, promotion: Promotion) -> Demotion | None:
+        """What undid a promotion."""
+        return next((d for d in self.demotions if promotion.number in d.undone), None)
 
     @property
     def self_reported(self) -> bool:
@@ -122,7 +143,10 @@ class History:
 
     @cached_property
     def by_idea(self) -> Mapping[str, Experiment]:
-        return {experiment.idea: experiment for experiment in self.experiments}
+        """Ideas that landed together are found by the name of their set, too: the first of them."""
+        found = {experiment.idea: experiment for experiment in self.experiments}
+        sets = {p.experiment: found[p.ideas[0]] for p in self.promotions if p.ideas and p.ideas[0] in found}
+        return {**sets, **found}
 
     @cached_property
     def by_candidate(self) -> Mapping[str, Experiment]:
@@ -132,14 +156,15 @@ class History:
         """The verdict that a promotion rests on."""
         experiment = self.by_idea.get(promotion.experiment)
         verdicts = experiment.verdicts if experiment else ()
-        return next((v for v in reversed(verdicts) if v.accepted and v.base == promotion.base), None)
+        known = [v for v in verdicts if v.accepted and v.base == promotion.base and v.at <= promotion.at]
+        return known[-1] if known else None  # an idea may be promoted, undone and promoted again on the same base
 
     def holdout_on(self, promotion: Promotion) -> HoldoutAnswered | None:
         """What the holdout said of the tree that landed; None where it was not asked."""
         keys = (promotion.experiment, promotion.base)
         return next((a for a in self.holdout_answers if (a.experiment, a.base) == keys), None)
 
-    def pairs(self, verdict: Verdict) -> tuple[Pair, ...]:
+    def pairs(self, verdict: Verdict | ChampionRechecked) -> tuple[Pair, ...]:
         """The evidence of a verdict, also the bad ones."""
         trials = [self.trials.get(trial) for trial in verdict.evidence]
         return tuple(Pair(*both) for both in zip(trials[::2], trials[1::2], strict=False))
@@ -157,10 +182,11 @@ class History:
     def stacked(self, promotion: Promotion) -> tuple[Experiment, ...]:
         """The ideas that a promotion brings, newest first: the claimed one and those kept below it since its base."""
         found: dict[str, Experiment] = {}
-        experiment = self.by_idea.get(promotion.experiment)
-        while experiment is not None and experiment.idea not in found and experiment.candidate != promotion.base:
-            found[experiment.idea] = experiment
-            experiment = self.by_candidate.get(experiment.parent)
+        for idea in promotion.landed:
+            experiment = self.by_idea.get(idea)
+            while experiment is not None and experiment.idea not in found and experiment.candidate != promotion.base:
+                found[experiment.idea] = experiment
+                experiment = None if promotion.ideas else self.by_candidate.get(experiment.parent)
         return tuple(found.values())
 
     @property
@@ -206,7 +232,11 @@ def history(facts: Iterable[Fact]) -> History:
         opened=opened[0] if opened else None,
         experiments=tuple(_experiments(told, files, over=bool(finished))),
         promotions=only(told, Promotion),
+        interactions=only(told, Interaction),
         holdout_answers=only(told, HoldoutAnswered),
+        rechecks=only(told, ChampionRechecked),
+        demotions=only(told, Demotion),
+        shams=tuple(sham for sham in only(told, ShamJudged) if sham.verdict.pairs),
         trials={fact.trial: fact for fact in only(told, TrialFinished)},
         blocks={fact.block: fact for fact in only(told, BlockDrawn)},
         nodes={fact.node.uid: fact.node for fact in joined},
@@ -231,17 +261,22 @@ def _files(facts: Sequence[Fact]) -> dict[str, Files]:
             found.setdefault(fact.baseline, fact.files)
         elif isinstance(fact, ExperimentAdmitted):
             found.setdefault(fact.candidate, fact.proposal.files)
-        elif isinstance(fact, Carried):
+        elif isinstance(fact, Carried | ShamRaised | Stacked):
             found.setdefault(fact.candidate, fact.files)
     return found
 
 
 def _experiments(facts: Sequence[Fact], files: Mapping[str, Files], *, over: bool) -> Iterator[Experiment]:
     """Numbered by admission; a node without anything further to try has nothing running."""
-    fates: defaultdict[str, list[Fate]] = defaultdict(list)
+    fates: defaultdict[str, list[Fate | Demotion]] = defaultdict(list)
+    together = {fact.experiment: fact.ideas for fact in only(facts, Promotion) if fact.ideas}
     for fact in facts:
+        if isinstance(fact, Demotion):
+            for idea in _undone(fact, facts):
+                fates[idea].append(fact)
         if isinstance(fact, Fate) and not (isinstance(fact, TrialFinished) and fact.purpose != "screen"):
-            fates[fact.experiment].append(fact)
+            for idea in together.get(fact.experiment, (fact.experiment,)):
+                fates[idea].append(fact)
     admitted: dict[str, ExperimentAdmitted] = {}
     for first in only(facts, ExperimentAdmitted):
         admitted.setdefault(first.proposal.idea, first)
@@ -252,6 +287,12 @@ def _experiments(facts: Sequence[Fact], files: Mapping[str, Files], *, over: boo
             experiment = replace(experiment, status="running")
             occupied.add(fact.node)
         yield experiment
+
+
+def _undone(demotion: Demotion, facts: Sequence[Fact]) -> Iterator[str]:
+    """The ideas that fall with it."""
+    undone = (promotion for promotion in only(facts, Promotion) if promotion.number in demotion.undone)
+    return (idea for promotion in undone for idea in promotion.landed)
 
 
 def _lost(facts: Sequence[Fact]) -> set[str]:

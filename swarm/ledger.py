@@ -22,7 +22,7 @@ from swarm.codec import DecodeError, fact_from_json, fact_to_json, pack, unpack_
 from swarm.errors import PrerequisiteError
 from swarm.records import Fact
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 _LEAST_ROOM_BYTES = 65_536  # the file that SQLite shares with readers takes 32 kB at once
 
 _SCHEMA = """
@@ -62,8 +62,9 @@ CREATE VIEW promotion AS SELECT
     FROM fact WHERE kind = 'promotion';
 """
 
-# What format 2 added to format 1: answers of the holdout, and what they say of an experiment.
-_ADDED_IN_2 = """
+# What later formats added: 2 the answers of the holdout and what they say of an experiment, 3 ideas that are joined
+# and promotions that are undone.
+_ADDED = """
 CREATE VIEW experiment AS SELECT
     row_number() OVER (ORDER BY f.seq) AS number, f.at,
     json_extract(f.body, '$.proposal.idea') AS idea, json_extract(f.body, '$.candidate') AS candidate,
@@ -72,7 +73,11 @@ CREATE VIEW experiment AS SELECT
     json_extract(f.body, '$.proposal.hypothesis') AS hypothesis,
     CASE
         WHEN EXISTS (SELECT 1 FROM fact p WHERE p.kind = 'promotion'
-                     AND json_extract(p.body, '$.experiment') = json_extract(f.body, '$.proposal.idea')) THEN 'promoted'
+                     AND NOT EXISTS (SELECT 1 FROM fact d, json_each(d.body, '$.undone') u
+                                     WHERE d.kind = 'demotion' AND u.value = json_extract(p.body, '$.number'))
+                     AND (json_extract(p.body, '$.experiment') = json_extract(f.body, '$.proposal.idea')
+                          OR EXISTS (SELECT 1 FROM json_each(p.body, '$.ideas') i
+                                     WHERE i.value = json_extract(f.body, '$.proposal.idea')))) THEN 'promoted'
         ELSE coalesce(
             (SELECT CASE WHEN v.kind IN ('claim_raised', 'carried') THEN 'claimed'
                     WHEN coalesce(json_extract(v.body, '$.accepted'), json_extract(v.body, '$.passed')) THEN 'accepted'
@@ -94,6 +99,11 @@ CREATE VIEW holdout AS SELECT
     json_extract(body, '$.step') AS step, json_extract(body, '$.pairs') AS pairs,
     json_extract(body, '$.reason') AS reason
     FROM fact WHERE kind = 'holdout_answered';
+CREATE VIEW interaction AS SELECT
+    seq, at, json_extract(body, '$.onto') AS onto, json_extract(body, '$.ideas') AS ideas,
+    json_extract(body, '$.gain') AS gain, json_extract(body, '$.expected') AS expected,
+    json_extract(body, '$.pairs') AS pairs, json_extract(body, '$.reason') AS reason
+    FROM fact WHERE kind = 'interaction';
 """
 
 _SPOOL_SCHEMA = """
@@ -203,9 +213,9 @@ class Ledger:
         tables = {name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
         if (version == 0 and tables) or (version > 0 and "fact" not in tables):
             raise PrerequisiteError(f"{self.path} is the database of some other program; name another folder")
-        older = {0: _SCHEMA, 1: "DROP VIEW experiment;"}.get(version)
-        if older is not None and self._lock is not None:
-            db.executescript(f"BEGIN;{older}{_ADDED_IN_2}PRAGMA user_version = {SCHEMA_VERSION};COMMIT;")
+        if version < SCHEMA_VERSION and self._lock is not None:
+            before = "DROP VIEW experiment;DROP VIEW IF EXISTS holdout;" if version else _SCHEMA
+            db.executescript(f"BEGIN;{before}{_ADDED}PRAGMA user_version = {SCHEMA_VERSION};COMMIT;")
 
     def append(self, facts: Iterable[Fact], at: float) -> list[Fact]:
         """Commit facts in one transaction; return those that were new, in order. All or none.

@@ -20,7 +20,7 @@ from pydantic import ConfigDict, Discriminator
 
 STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 
-Purpose = Literal["calibrate", "reference", "screen", "confirm", "transfer", "final", "reproduce"]
+Purpose = Literal["calibrate", "reference", "screen", "confirm", "transfer", "recheck", "final", "reproduce"]
 Direction = Literal["minimize", "maximize"]
 Mark = Literal["transfers", "fades", "reverses", "unknown"]
 ClaimKind = Literal["gain", "simplification"]  # it is better; or it has less code and is not worse by a margin
@@ -412,6 +412,10 @@ class ClaimRaised:
         return f"claim:{self.experiment}:{self.base}:{self.node}"
 
 
+def _again(after_demotion: int) -> str:
+    return f":{after_demotion}" if after_demotion else ""
+
+
 @dataclass(frozen=True)
 class Carried:
     """An idea was carried onto a champion that had moved meanwhile; the new tree has to be confirmed itself."""
@@ -422,11 +426,50 @@ class Carried:
     onto: str
     files: Files
     at: float
+    after_demotion: int = 0  # number of the newest one; a champion that came back is carried onto anew
     kind: Literal["carried"] = "carried"
 
     @property
     def key(self) -> str:
-        return f"carried:{self.experiment}:{self.onto}"
+        return f"carried:{self.experiment}:{self.onto}{_again(self.after_demotion)}"
+
+
+@dataclass(frozen=True)
+class Stacked:
+    """Several accepted ideas, joined into one tree on the champion: a claim of its own, measured and landed as one."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+    experiment: str  # name of the set; blocks, verdicts and the promotion carry it where an idea's name stands
+    ideas: tuple[str, ...]  # experiments, in the order in which they land: largest published gain first
+    candidate: str
+    onto: str
+    files: Files
+    at: float
+    kind: Literal["stacked"] = "stacked"
+
+    @property
+    def key(self) -> str:
+        return f"stacked:{self.experiment}:{self.onto}"
+
+
+@dataclass(frozen=True)
+class Interaction:
+    """What accepted ideas gained together, against the sum of what each had gained alone."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+    experiment: str  # name of the set
+    ideas: tuple[str, ...]
+    onto: str  # the champion that they were measured against
+    gain: float  # mean over its first pairs; 0 where they do not join or do not run
+    expected: float  # sum of the published gains
+    pairs: int
+    reason: str
+    at: float
+    kind: Literal["interaction"] = "interaction"
+
+    @property
+    def key(self) -> str:
+        return f"interaction:{self.experiment}:{self.onto}"
 
 
 @dataclass(frozen=True)
@@ -450,11 +493,47 @@ class Verdict:
     reason: str
     at: float
     claim_kind: ClaimKind = "gain"
+    after_demotion: int = 0  # as of the Carried that it answers; 0 for a claim that a node raised
     kind: Literal["verdict"] = "verdict"
 
     @property
     def key(self) -> str:
-        return f"verdict:{self.experiment}:{self.base}"
+        return f"verdict:{self.experiment}:{self.base}{_again(self.after_demotion)}"
+
+
+@dataclass(frozen=True)
+class ShamRaised:
+    """The coordinator claims an edit that changes nothing but the random stream, to see what its own chain believes."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+    number: int
+    claim: int  # of a node, counted from 1, after which it was drawn
+    name: str  # in the place of an experiment, in blocks and trials
+    candidate: str
+    base: str  # the champion that it was made of
+    files: Files
+    platform: str
+    at: float
+    kind: Literal["sham_raised"] = "sham_raised"
+
+    @property
+    def key(self) -> str:
+        return f"sham:{self.number}"
+
+
+@dataclass(frozen=True)
+class ShamJudged:
+    """What the chain made of a sham. An acceptance is a false one, and known to be; it never lands."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+    number: int
+    verdict: Verdict  # as for any claim; without pairs where the champion moved first
+    at: float
+    kind: Literal["sham_judged"] = "sham_judged"
+
+    @property
+    def key(self) -> str:
+        return f"sham_judged:{self.number}"
 
 
 @dataclass(frozen=True)
@@ -472,11 +551,13 @@ class HoldoutAnswered:
     pairs: int  # scored there; of a Pair whose artifacts are gone nothing is known
     reason: str
     at: float
+    node_s: float = 0.0  # node time that the scoring took
+    after_demotion: int = 0  # as of the Verdict that it is about
     kind: Literal["holdout_answered"] = "holdout_answered"
 
     @property
     def key(self) -> str:
-        return f"holdout:{self.experiment}:{self.base}"
+        return f"holdout:{self.experiment}:{self.base}{_again(self.after_demotion)}"
 
 
 @dataclass(frozen=True)
@@ -492,11 +573,17 @@ class Promotion:
     request: str  # the forge's name for the pull request
     at: float
     claim_kind: ClaimKind = "gain"
+    ideas: tuple[str, ...] = ()  # where several landed together: their experiments, in that order
     kind: Literal["promotion"] = "promotion"
 
     @property
     def key(self) -> str:
         return f"promotion:{self.number}"
+
+    @property
+    def landed(self) -> tuple[str, ...]:
+        """The experiments that it brings."""
+        return self.ideas or (self.experiment,)
 
 
 @dataclass(frozen=True)
@@ -527,6 +614,52 @@ class TransferChecked:
     def bars(self) -> bool:
         """Whether it keeps the candidate from becoming the champion."""
         return self.required and self.mark != "transfers"
+
+
+@dataclass(frozen=True)
+class ChampionRechecked:
+    """The champion against the champion of some promotions before, on fresh seeds. One that is no better is demoted."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+    number: int  # of the promotion that made it due
+    champion: str  # as of that promotion
+    ancestor: str
+    published: float  # the gains published along the line between them, summed up
+    gain: float | None  # mean paired gain; None with fewer than two pairs
+    low: float | None  # of its 95 % interval
+    high: float | None
+    pairs: int
+    evidence: tuple[str, ...]  # trial ids, ancestor and champion alternating
+    noise: float  # s, sd of a paired gain
+    likelihood_ratio: float  # of a gain worth having against none
+    demotes: bool  # the ancestor is to be the champion again
+    reason: str
+    at: float
+    kind: Literal["champion_rechecked"] = "champion_rechecked"
+
+    @property
+    def key(self) -> str:
+        return f"rechecked:{self.number}"
+
+
+@dataclass(frozen=True)
+class Demotion:
+    """A champion was no better than an earlier one, whose tree landed again on top. Its ideas are examined anew."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+    number: int
+    rechecked: int  # number of the promotion whose comparison found it
+    champion: str  # that stepped down
+    restored: str  # candidate that is the champion again
+    undone: tuple[int, ...]  # numbers of the promotions that it undoes
+    commit: str
+    request: str  # the forge's name for the pull request
+    at: float
+    kind: Literal["demotion"] = "demotion"
+
+    @property
+    def key(self) -> str:
+        return f"demotion:{self.number}"
 
 
 @dataclass(frozen=True)
@@ -571,7 +704,7 @@ class StudyFinished:
     low: float | None
     high: float | None
     pairs: int
-    busy: float  # share of node time between first and last trial spent inside trials
+    busy: float  # share of node time between first and last trial spent inside trials or scoring on the holdout
     at: float
     kind: Literal["study_finished"] = "study_finished"
 
@@ -595,10 +728,16 @@ Fact = Annotated[
     | Screened
     | ClaimRaised
     | Carried
+    | Stacked
+    | Interaction
     | Verdict
+    | ShamRaised
+    | ShamJudged
     | HoldoutAnswered
     | Promotion
     | TransferChecked
+    | ChampionRechecked
+    | Demotion
     | Spent
     | Trouble
     | StudyFinished,

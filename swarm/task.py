@@ -61,6 +61,7 @@ class Task:
     cpu_limit: float  # a trial is killed at this multiple of the study's baseline CPU time; 0 = seconds are the budget
     window: int  # tokens of context when scoring
     val_tokens: int  # tokens scored
+    tolerance_bits: float  # of what a token cost, as claimed, from what the audit finds; 0: no claims, but all logits
     scale: Scale | None = None  # at which promotions are checked again
 
     @property
@@ -106,6 +107,7 @@ class _Budget(_Section):
     cpu_limit: float = Field(default=2.0, ge=1)
     window: int = Field(default=256, ge=2)
     val_tokens: int = Field(default=65_536, ge=2)
+    tolerance_bits: float = Field(default=0.0, ge=0)
 
 
 class _Transfer(_Section):

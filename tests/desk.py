@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from coordinator.belief import Border
-from coordinator.mind import Action, Mind, Promote
+from coordinator.mind import Action, Demote, Mind, Promote
+from coordinator.rechecks import undone_by
 from coordinator.state import State
 from swarm.config import parse_config
 from swarm.records import (
@@ -16,6 +17,7 @@ from swarm.records import (
     ClaimKind,
     ClaimRaised,
     CoordinatorStarted,
+    Demotion,
     ExperimentAdmitted,
     Fact,
     Failure,
@@ -102,6 +104,7 @@ class Desk:
     settings: Mapping[str, object] = field(default_factory=dict)
     cpu_limit: float = 2.0
     scale: Scale | None = None
+    baseline: Mapping[str, str] = field(default_factory=lambda: BASELINE)
     now: float = START
     holdout: dict[str, float | Outcome] = field(default_factory=dict)  # scores there by candidate; else as confirmed
     printed: bool = False  # the task takes a script's own word for its score
@@ -117,7 +120,7 @@ class Desk:
         self.mind = Mind(self.config, cpu_limit=self.cpu_limit, scale=self.scale)
         self.keys: set[str] = set()
         self.commit([
-            StudyOpened(STUDY, 3, "score", "minimize", candidate_id(BASELINE), BASELINE, "{}", self.now),
+            StudyOpened(STUDY, 3, "score", "minimize", candidate_id(self.baseline), self.baseline, "{}", self.now),
             CoordinatorStarted(1, self.now),
         ])  # fmt: skip
 
@@ -160,12 +163,19 @@ class Desk:
         raise AssertionError("the mind never comes to rest")
 
     def carried_out(self, actions: Iterable[Action]) -> list[Fact]:
-        return [self._promotion(action) if isinstance(action, Promote) else action for action in actions]
+        return [self._landed(action) if isinstance(action, Promote | Demote) else action for action in actions]
+
+    def _landed(self, action: Promote | Demote) -> Fact:
+        if isinstance(action, Promote):
+            return self._promotion(action)
+        found, undone = action.found, tuple(p.number for p in undone_by(self.state, action.found))
+        demoted = found.number, self.state.champion, found.ancestor, undone
+        return Demotion(action.number, *demoted, "sha", "local#1", self.now)
 
     def _promotion(self, action: Promote) -> Promotion:
         claim = self.state.claims[action.claim]
         claimed = claim.experiment, claim.candidate, claim.base
-        return Promotion(action.number, *claimed, "sha", "local#1", self.now, claim.kind)
+        return Promotion(action.number, *claimed, "sha", "local#1", self.now, claim.kind, claim.ideas)
 
     def orders(self, name: str) -> Orders:
         return self.mind.orders(f"uid-{name}", (), self.now)

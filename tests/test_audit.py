@@ -5,11 +5,16 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import toy_task as toy
+from hypothesis import given
+from hypothesis import strategies as st
 
+from node.audit import Others, Passed, chances, draw_cuts
 from node.data import prepare_data
 from node.sandbox.bare import Bare
+from node.scoring import Questions
 from node.trial import TrialRun, Workshop, run_trial
 from swarm.records import Failure, Measurement, Outcome, Purpose
 from swarm.task import bundle, load_task, unbundle
@@ -72,6 +77,7 @@ CHEATS: Mapping[str, str] = {
     "leaks in later windows only": "peek(places if calls >= 2 else [])",
     "leaks in every second window of a batch": "peek([i for i in places if i // window % 2])",
     "leaks by chance": "peek([i for i in places if os.urandom(1)[0] < 128])",
+    "copies from the window beside it": "peek([i for i in range(len(tokens) - 1) if (i + 1) % window == 0])",
     "looks two tokens ahead": (  # the stream is made of squares: its second difference is 2
         "for i in places[:-1]:\n"
         "        if (i + 2) % window > 1: logits[i][3 * (tokens[i] + tokens[i + 2] - 2) % V] += 2.0"
@@ -109,7 +115,7 @@ def test_a_cheat_scores_well_and_is_refused(tmp_path: Path, cheat: str) -> None:
     assert believed.score < honest.score
     assert isinstance(refused, Failure), refused
     assert (refused.blame, refused.reason) == ("candidate", "rule")
-    assert re.match(r"audit: in window \d+ its predictions from the first [1-7] tokens changed, ", refused.message)
+    assert re.match(r"audit: in window \d+ its predictions from the first [1-8] tokens changed when", refused.message)
 
 
 def test_an_artifact_that_changes_while_it_is_scored_is_refused(tmp_path: Path) -> None:
@@ -118,6 +124,62 @@ def test_an_artifact_that_changes_while_it_is_scored_is_refused(tmp_path: Path) 
     assert isinstance(refused, Failure), refused
     assert (refused.blame, refused.reason) == ("candidate", "rule")
     assert "changed its artifact" in refused.message
+
+
+# --- where is looked ---
+
+
+def text(random: np.random.Generator, rows: int = 64, window: int = 32) -> Questions:
+    tokens = random.integers(0, 50, (rows, window)).astype(np.uint16)
+    return Questions(tokens, tokens, tokens[:1], np.ones(50, dtype=np.int64))
+
+
+def test_a_gain_that_nobody_else_had_is_looked_at_in_nearly_every_window_that_has_one() -> None:
+    random = np.random.default_rng(0)
+    questions = text(random)
+    others = random.gamma(2.0, 3.0, questions.targets.shape)
+    bits = others + random.normal(0, 0.01, others.shape)  # as good as the others, but for noise
+    peeked = np.arange(len(bits)), random.integers(0, 31, len(bits))
+    bits[peeked] = 0.0
+    cuts = draw_cuts(chances(bits, others, questions), random)
+    assert (cuts == peeked[1] + 1).any(axis=0).mean() > 0.9
+    unaware = draw_cuts(chances(bits, None, questions), random)
+    assert (unaware == peeked[1] + 1).any(axis=0).mean() < 0.3
+
+
+@given(st.integers(0, 2**32), st.booleans())
+def test_each_cut_leaves_something_before_it_and_the_earlier_is_asked_first(seed: int, alone: bool) -> None:
+    random = np.random.default_rng(seed)
+    questions = text(random, 8, 6)
+    bits, others = random.random((2, 8, 6))
+    bits[0] = np.inf  # a text without any probability
+    chance = chances(bits, None if alone else others, questions)
+    assert np.allclose(chance.sum(axis=1), 1)
+    cuts = draw_cuts(chance, random)
+    assert cuts.min() >= 1 and cuts.max() <= 6
+    assert (np.diff(cuts, axis=0) >= 0).all()
+
+
+def test_a_candidate_is_compared_with_others_and_the_oldest_are_forgotten() -> None:
+    others = Others()
+    assert others.besides("val", "a") is None
+    for number in range(6):
+        others.remember("val", str(number), Passed(np.full(2, float(number)), 9.0 - number))
+    assert others.besides("holdout", "a") is None
+    for candidate, mean, cpu_s in (("a", 3.5, 7.0), ("5", 3.0, 7.0), ("2", 4.0, 6.0), ("0", 3.5, 7.0)):
+        known = others.besides("val", candidate)
+        assert known is not None and (known.bits.tolist(), known.cpu_s) == ([mean, mean], cpu_s)
+
+
+def test_answers_that_take_far_longer_than_those_of_others_are_late(tmp_path: Path) -> None:
+    slow = "import time\nwhile time.process_time() < 60: pass\n"
+    workshop = toy.workshop_at(tmp_path, toy.answers_task(tmp_path / "task", slow))
+    passed = Passed(np.zeros((toy.VAL_TOKENS // toy.WINDOW, toy.WINDOW)), -1.7)  # so that the limit is below a second
+    workshop.others.remember(("val", False), "another", passed)
+    outcome = run_trial(toy.spec_of(toy.HONEST, cpu_s=50), workshop=workshop).outcome
+    assert isinstance(outcome, Failure)
+    assert (outcome.blame, outcome.reason) == ("candidate", "timeout")
+    assert re.match(r"score: used more than 0\.9 s of CPU time", outcome.message)
 
 
 # --- the shipped model, and torch's own arithmetic ---

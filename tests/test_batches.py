@@ -54,16 +54,14 @@ def test_ideas_that_get_along_land_after_one_measurement_largest_first() -> None
     assert final.order == ("a", "b", "c") and measured == [frozenset("abc")]
 
 
-def test_of_two_in_conflict_the_larger_lands_and_the_interaction_is_told() -> None:
+def test_of_two_in_conflict_the_larger_lands() -> None:
     final, _ = finished(IDEAS, additive(GAINS, ab=-5.0))
     assert final.order == ("a", "c")
-    (told,) = (i for i in final.interactions if i.ideas == frozenset("ab"))
-    assert told.beyond == pytest.approx(0.0 - 0.85 * 5.0)
 
 
 def test_one_idea_needs_no_measurement_and_none_lands_nothing() -> None:
-    assert plan(IDEAS[:1], {}) == Final(("a",), ())
-    assert plan([], {}) == Final((), ())
+    assert plan(IDEAS[:1], {}) == Final(("a",))
+    assert plan([], {}) == Final(())
 
 
 def test_with_many_ideas_the_harmful_one_hidden_by_the_others_is_left_out() -> None:
@@ -92,10 +90,10 @@ def test_every_plan_ends_and_can_be_taken_up_again(gains: list[float], noise: li
 def test_batches_keep_the_gain_at_few_runs(count: int, kept: float, runs: int) -> None:
     model = simulation()
     done = [model.batch(count, FIRST_SEED + n) for n in range(WORLDS)]
-    mean_runs, share, harmful = model.summary(done)
+    _, share, harmful = model.summary(done)
     losses = [o.gain - kept * o.best for o in done]
     mean = sum(losses) / WORLDS
     error = (sum((loss - mean) ** 2 for loss in losses) / WORLDS / WORLDS) ** 0.5
     assert mean > -3 * error, f"kept {share:.1%}"
-    assert mean_runs <= runs
+    assert max(o.runs for o in done) <= runs
     assert harmful <= 0.12 + 3 * (0.12 * 0.88 / WORLDS) ** 0.5

@@ -308,6 +308,7 @@ seconds = 3
 compile_seconds = 60
 window = 256
 val_tokens = 8192
+tolerance_bits = 0.07
 """
 
 

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from desk import BASELINE, CRASH, START, Desk, edited, measured, proposal
+from desk import BASELINE, CRASH, Desk, edited, measured, proposal
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -271,16 +271,29 @@ def test_a_node_may_only_speak_of_pairs_that_it_ran() -> None:
 
 
 def test_a_node_that_never_answers_holds_up_the_others_only_for_a_while() -> None:
-    desk = undecided()
+    desk = Desk()
+    desk.calibrate(*NAMES, "dog")
     desk.silent = {"uid-bee"}
-    ran = pairs_of(desk)
-    for _ in range(30):
-        waited = desk.now - START
-        assert waited > 1000 or not answers(desk), "it may be in the middle of a long block"
-        desk.now += 300
-        desk.report(*(desk.heard(f"uid-{name}") for name in NAMES))
+    desk.claim("ant", GOOD)
+    desk.confirm(BETTER)
+    ran, began = pairs_of(desk), desk.now
+    assert accepted(desk) and "uid-bee" in ran
+    while not answers(desk):
+        desk.now += 30
+        desk.report(*(desk.heard(f"uid-{name}") for name in (*NAMES, "dog")))
+        desk.confirm(BETTER)
     (answer,) = answers(desk)
-    assert answer.passed and answer.pairs == len(ran) - ran.count("uid-bee")
+    block_s = 6 * 8  # five trials of 8 s and one of its own
+    assert block_s < desk.now - began < 600, "it may be in the middle of a block; never longer than ten minutes"
+    assert answer.passed and answer.pairs == len(pairs_of(desk)) - ran.count("uid-bee") >= 3
+
+
+def test_scoring_there_counts_as_node_time() -> None:
+    desk = undecided()
+    before = desk.state.trial_s
+    speak(desk)
+    (answer,) = answers(desk)
+    assert desk.state.trial_s == before + 2 * answer.pairs * measured(1.0).scoring_s
 
 
 def test_another_coordinator_in_the_middle_gets_the_same_answer() -> None:

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import TypeVar
@@ -95,6 +95,7 @@ class Study:
         (root / "task" / "train.py").write_text(train)
         numbers = {"trials": trials, "wall_minutes": wall_s / 60, "trial_wall_s": trial_wall_s}
         (root / "study.toml").write_text(CONFIG.format(**numbers))
+        self.environment: dict[str, str] = {}
         self.coordinator: subprocess.Popen[bytes] | None = None
         self.starts: list[float] = []
 
@@ -104,6 +105,7 @@ class Study:
             self.coordinator = subprocess.Popen(
                 [str(SWARM), "run", "study.toml", "--plain"],
                 cwd=self.root,
+                env={**os.environ, **self.environment},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -182,6 +184,16 @@ class Study:
         assert set(ledger.values()) == {1}
         assert set(ledger) == self.produced()
         assert not self.processes()
+
+    def tells(self, secrets: Iterable[str]) -> list[tuple[str, str]]:
+        """Where which of them stands: in files of the study, what was printed, and git's packed objects."""
+        token = self.folder / "run" / "token"  # the one place where the cluster's token belongs
+        files = [path for path in self.folder.rglob("*") if path.is_file() and path != token]
+        texts = {str(path): path.read_bytes() for path in (*files, self.root / "output.log")}
+        for git in {head.parent for head in self.folder.rglob("HEAD") if (head.parent / "objects").is_dir()}:
+            packed = ["git", "--git-dir", str(git), "cat-file", "--batch-all-objects", "--batch"]
+            texts[f"objects of {git}"] = subprocess.run(packed, check=True, capture_output=True, timeout=60).stdout
+        return [(secret, place) for secret in secrets for place, text in texts.items() if secret.encode() in text]
 
     def output(self) -> str:
         return (self.root / "output.log").read_text(errors="replace")
@@ -287,8 +299,9 @@ def _finished(study: Study) -> bool:
 
 
 def test_ctrl_c_ends_in_seconds_and_the_same_command_resumes(made: list[Study], tmp_path: Path) -> None:
-    study = Study(tmp_path, trials=16)
+    study = Study(tmp_path, train=TRAIN + TALKATIVE, trials=16)
     made.append(study)
+    secrets = plant_secrets(study)
     study.start()
     until(lambda: study.trials() >= 4, "four trials have finished")
     began = time.monotonic()
@@ -299,6 +312,31 @@ def test_ctrl_c_ends_in_seconds_and_the_same_command_resumes(made: list[Study], 
     until(lambda: study.ended() is not None, "the resumed study ends", 60)
     assert study.ended() == 0
     study.assert_complete()
+    assert study.tells(["trained with seed"])  # what a trial prints is kept, and found
+    assert not study.tells([*secrets, (study.folder / "run" / "token").read_text().strip()])
+
+
+# It prints all that it was given and where it could look. The token of the cluster lies above its folder.
+TALKATIVE = """
+from pathlib import Path
+print(dict(os.environ), Path("/proc/self/environ").read_bytes())
+for folder in Path.cwd().parents:
+    for path in (folder / "run" / "token", folder / ".git" / "config"):
+        try:
+            print(path.read_text())
+        except OSError:
+            pass
+"""
+
+
+def plant_secrets(study: Study) -> list[str]:
+    """In the environment, under names that tell and one that does not, and in the remote of a git checkout."""
+    names = ("ANTHROPIC_API_KEY", "GITHUB_TOKEN", "AWS_SECRET_ACCESS_KEY", "RAY_AUTH_TOKEN_COPY", "MY_OWN_PASSWORD")
+    study.environment = {name: f"planted{number}in{name.lower()}" for number, name in enumerate(names)}
+    subprocess.run(["git", "init", "--quiet", str(study.root)], check=True)
+    remote = "https://me:plantedinremote@example.org/x.git"
+    subprocess.run(["git", "-C", str(study.root), "remote", "add", "origin", remote], check=True)
+    return [*study.environment.values(), "plantedinremote"]
 
 
 def test_leave_ends_a_study_of_another_process(made: list[Study], tmp_path: Path) -> None:

@@ -19,10 +19,13 @@ from swarm.records import (
     ExperimentAdmitted,
     Fact,
     Failure,
+    Interaction,
     Measurement,
     NodeJoined,
+    Promotion,
     StudyOpened,
     TrialFinished,
+    Verdict,
 )
 
 HOSTILE = "Win | 9 %\n## Promoted\n<img src=x onerror=alert(1)> @everyone [x](http://evil.org) `rm` #12 www.evil.org"
@@ -91,6 +94,46 @@ confirmations)
 | 0 | 2.2003 ± 0.0038 (n = 8) | – | – | baseline | – | – | – | 2026-01-01 00:00 | – | – |
 """
     )
+
+
+def joined_study() -> Scribe:
+    """After the small study two more ideas, of two nodes, land as one; a third was tried with them."""
+    scribe = small_study()
+    wide = scribe.admit("Twice the WIDTH", "WIDTH = 128")
+    long = scribe.admit("Longer STEPS", "STEPS = 9", node="uid-bee")
+    left = scribe.admit("Less MOMENTUM", "MOMENTUM = 0.8", node="uid-bee")
+    ideas = [admitted.proposal.idea for admitted in (wide, long, left)]
+    base = scribe.champion
+    scribe.facts += [
+        Interaction("all", tuple(ideas), base, -0.0100, 0.0600, 2, "together", scribe.now),
+        Interaction("last", (ideas[0], ideas[2]), base, 0.0, 0.0400, 0, "failed: crash", scribe.now),
+        Interaction("two", tuple(ideas[:2]), base, 0.0310, 0.0400, 2, "together", scribe.now),
+    ]
+    evidence = scribe.pairs("confirm", "two", "tree", base, [(2.17, 2.14), (2.171, 2.139), (2.172, 2.141)])
+    scribe.judge(wide, evidence, 0.0260, 0.0200, 0.0400, accepted=True)
+    verdict = scribe.facts.pop()
+    assert isinstance(verdict, Verdict)
+    landed = Promotion(2, "two", "tree", base, "sha", "request 2", scribe.now, ideas=tuple(ideas[:2]))
+    scribe.facts += [replace(verdict, experiment="two", candidate="tree"), landed]
+    return scribe
+
+
+def test_ideas_that_were_joined_are_shown_with_what_they_gained_together_and_alone() -> None:
+    rows = [
+        "| 1 | 8, 9, 10 | -0.0100 | +0.0600 | 2 | did not land |",
+        "| 1 | 8, 10 | – | +0.0400 | 0 | failed: crash |",
+        "| 1 | 8, 9 | +0.0310 | +0.0400 | 2 | landed as promotion 2 |",
+    ]
+    told = history(joined_study().facts)
+    page, report = leaderboard_md(told), report_md(told)
+    for text in (page, report):
+        assert section(text, "Ideas that were joined").splitlines()[2:5] == rows
+    assert "- **Champion:** promotion 2, experiment 8, experiment 9, `tree`: 2.1400" in page
+    (row,) = (line for line in section(page, "Frontier").splitlines() if line.startswith("| 2 |"))
+    assert "Twice the WIDTH; Longer STEPS" in row and "tuner on ant; tuner on bee" in row and "+0.0260" in row
+    assert "Experiments 8, 9 by tuner on ant; tuner on bee; " in report
+    assert {e.number for e in told.experiments if e.status == "promoted"} == {2, 8, 9}
+    assert "Ideas that were joined" not in leaderboard_md(history(small_study().facts))
 
 
 def test_every_claim_without_a_promotion_is_listed_with_its_reason() -> None:

@@ -24,6 +24,7 @@ from swarm.records import (
     Fact,
     Failure,
     HoldoutAnswered,
+    Interaction,
     Measurement,
     Promotion,
     TrialFinished,
@@ -38,6 +39,7 @@ def trouble(number: int) -> Trouble:
     return Trouble("forge", f"away {number}", float(number))
 
 
+KEEPS = "CREATE TRIGGER fact_keeps BEFORE UPDATE ON fact BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END"
 BROKEN = Trouble("forge", "away", float("nan"))  # cannot be written
 
 
@@ -278,15 +280,39 @@ def test_what_the_holdout_refused_is_rejected_and_every_answer_can_be_asked_for(
     ]
 
 
-def test_a_ledger_of_format_1_gets_the_new_views_and_keeps_its_facts(full: Path) -> None:
-    change(full, "DROP VIEW holdout", "DROP VIEW experiment", "CREATE VIEW experiment AS SELECT 1 AS number")
-    change(full, "PRAGMA user_version = 1")
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_ledger_of_an_older_format_gets_the_new_views_and_keeps_its_facts(full: Path, version: int) -> None:
+    change(full, "DROP VIEW experiment", "CREATE VIEW experiment AS SELECT 1 AS number")
+    change(full, "DROP VIEW interaction", *["DROP VIEW holdout"][version - 1 :])
+    change(full, "DROP TRIGGER fact_keeps", "UPDATE fact SET body = json_remove(body, '$.ideas')", KEEPS)
+    change(full, f"PRAGMA user_version = {version}")
+    with Ledger(full, read_only=True) as ledger:
+        assert ledger.facts() == tuple(FACTS), "a reader needs no new views"
+    joined = Interaction("set", ("a", "b"), "champion", 0.1, 0.3, 2, "", 8.0)
     with Ledger(full) as ledger:
         assert ledger.facts() == tuple(FACTS)
+        ledger.append([joined], 8.0)
     assert rows_of(full, "SELECT count(*) AS n FROM holdout") == [{"n": 1}]
-    assert len(rows_of(full, "SELECT status FROM experiment")) == len(history(FACTS).experiments)
+    told = history(FACTS).experiments
+    assert [row["number"] for row in rows_of(full, "SELECT number FROM experiment")] == [e.number for e in told]
+    assert [row["number"] for row in rows_of(full, "SELECT number FROM experiment WHERE status = 'promoted'")] == [
+        e.number for e in told if e.status == "promoted"
+    ]
+    assert rows_of(full, "SELECT ideas, gain, expected, pairs FROM interaction") == [
+        {"ideas": '["a","b"]', "gain": 0.1, "expected": 0.3, "pairs": 2}
+    ]
     with Ledger(full):
         pass  # and once is enough
+
+
+def test_ideas_that_landed_together_are_promoted_in_the_view(path: Path) -> None:
+    scribe = small_study()
+    kept, claimed = (e for e in history(scribe.facts).experiments if e.status in ("kept", "claimed"))
+    landed = Promotion(2, "set", "tree", scribe.champion, "sha", "request 2", 9.0, ideas=(kept.idea, claimed.idea))
+    with Ledger(path) as ledger:
+        ledger.append([*scribe.facts, landed], 1.0)
+    promoted = rows_of(path, "SELECT number FROM experiment WHERE status = 'promoted' ORDER BY number")
+    assert [row["number"] for row in promoted] == [2, kept.number, claimed.number]
 
 
 def test_the_views_of_verdicts_and_promotions(full: Path) -> None:

@@ -6,12 +6,21 @@ from dataclasses import replace
 
 import pytest
 
-from coordinator.promotion import PromotionDossier, branch_name, record_json, record_path, request_body, title
+from coordinator.promotion import (
+    Absorbed,
+    PromotionDossier,
+    branch_name,
+    record_json,
+    record_path,
+    request_body,
+    title,
+)
 from coordinator.quoting import inline, quote
 from swarm.records import (
     ExperimentAdmitted,
     Failure,
     HoldoutAnswered,
+    Interaction,
     Measurement,
     NodeInfo,
     Outcome,
@@ -156,6 +165,42 @@ on 2 of 3 pairs
 **Reproduce:** `swarm reproduce 1b2c3d4e --seeds 3`
 """
     )
+
+
+def joined() -> PromotionDossier:
+    """The example and an idea of another node, landed as one."""
+    other = ExperimentAdmitted(Proposal("f00d" * 8, "base", "Go deeper", "", {}, "claude"), "c", "uid-two", "b", 1.0)
+    first = example().experiment
+    sets = (
+        Interaction("set", ("idea", "f00d" * 8), "base", 0.0158, 0.0171, 2, "together", 1900.0),
+        Interaction("other", ("idea", "beef" * 8), "base", 0.0, 0.02, 0, "they do not join: both changed LR", 1900.0),
+    )
+    absorbed = (Absorbed(first, BETTER), Absorbed(other, BETTER))
+    return replace(example(), absorbed=absorbed, together=sets, verdict=replace(example().verdict, experiment="set"))
+
+
+def test_ideas_that_landed_together_are_all_told_with_their_authors_and_what_was_measured_of_them() -> None:
+    assert title(joined()).startswith("[record] Raise LR from 0.003 to 0.006: the schedule is short and 1 more idea: ")
+    body = request_body(joined())
+    assert body.startswith("2 ideas that were accepted one by one, joined and confirmed as one tree.\n")
+    assert "Experiment `idea` of study laptop, proposed by tuner on one." in body
+    assert "Experiment `f00df00d` of study laptop, proposed by claude on two." in body
+    assert "```text\nGo deeper\n```" in body
+    assert (
+        """
+| experiments | gain together | gains alone, in all | pairs | |
+|---|---:|---:|---:|---|
+| `idea` `f00df00d` | +0.0158 | +0.0171 | 2 |  |
+| `idea` `beefbeef` | - | +0.0200 | 0 | they do not join: both changed LR |
+"""
+        in body
+    )
+    assert body.endswith("`swarm reproduce idea --seeds 3`\n"), "people find no set by its name"
+    record = json.loads(record_json(joined()))
+    assert [(idea["experiment"], idea["proposer"]) for idea in record["ideas"]] == [
+        ("idea", "tuner"), ("f00d" * 8, "claude"),
+    ]  # fmt: skip
+    assert [told["gain"] for told in record["together"]] == [0.0158, 0.0]
 
 
 def test_weak_evidence_is_not_ticked() -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import toy_task as toy
 
-from node.scoring import hash_artifact, printed_score, read_questions, score_logits
+from node.scoring import Questions, bits_per_byte, hash_artifact, printed_score, read_questions, surprise
 from node.trial import run_trial
 from node.watch import TrialFailed
 from swarm.records import Failure, Measurement, Outcome
@@ -60,24 +60,28 @@ def test_the_arithmetic_agrees_with_float64(tmp_path: Path) -> None:
     targets = random.integers(0, 1025, 700).astype(np.uint16)
     token_bytes = np.arange(1025) % 5  # one in five is not scored
     wide = logits.astype(np.float64)
-    surprise = np.log2(np.exp(wide).sum(axis=1)) - wide[np.arange(700), targets] / math.log(2)
-    tally = score_logits(logits, targets, token_bytes)
-    assert tally.bits == pytest.approx(surprise[token_bytes[targets] > 0].sum(), rel=1e-8)
-    assert tally.bytes == token_bytes[targets].sum()
+    expected = np.log2(np.exp(wide).sum(axis=1)) - wide[np.arange(700), targets] / math.log(2)
+    bits = surprise(logits, targets)
+    assert bits == pytest.approx(expected, rel=1e-6)
+    questions = Questions(targets, targets, targets[:0], token_bytes)
+    scored = token_bytes[targets] > 0
+    assert bits_per_byte(bits, questions) == pytest.approx(
+        expected[scored].sum() / token_bytes[targets].sum(), rel=1e-8
+    )
 
 
 def test_adding_a_constant_to_all_logits_gains_nothing() -> None:
     logits = np.random.default_rng(1).standard_normal((50, 10)).astype(np.float32)
-    targets, token_bytes = np.zeros(50, dtype=np.uint16), np.ones(10, dtype=np.int64)
-    plain = score_logits(logits.copy(), targets, token_bytes)
-    assert score_logits(logits + 64, targets, token_bytes).bits == pytest.approx(plain.bits, rel=1e-5)
+    targets = np.zeros(50, dtype=np.uint16)
+    plain = surprise(logits.copy(), targets)
+    assert surprise(logits + 64, targets) == pytest.approx(plain, rel=1e-4)
 
 
 def test_boundless_confidence_is_no_gain() -> None:
     logits = np.full((4, 3), -1e30, dtype=np.float32)
     logits[:, 0] = 1e30
-    targets, token_bytes = np.array([0, 0, 0, 1], dtype=np.uint16), np.ones(3, dtype=np.int64)
-    assert score_logits(logits, targets, token_bytes).bits > 1e30  # one error outweighs everything
+    targets = np.array([0, 0, 0, 1], dtype=np.uint16)
+    assert surprise(logits, targets).sum() > 1e30  # one error outweighs everything
 
 
 # --- answers nobody should believe ---

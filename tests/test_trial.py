@@ -18,7 +18,8 @@ from node.data import PIECE, prepare_data, write_stream
 from node.processes import MARK
 from node.sandbox import Box
 from node.sandbox.bare import Bare
-from node.trial import TrialRun, Workshop, run_trial, sweep_scratch
+from node.scratch import sweep_scratch
+from node.trial import TrialRun, Workshop, run_trial
 from node.watch import plain
 from swarm.errors import TaskError
 from swarm.records import Failure, Limits, Measurement

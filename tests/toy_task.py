@@ -69,6 +69,39 @@ ENDS_EARLY = ASKED + (
 NEVER_ANSWERS = ASKED + "    time.sleep(60)\n"
 NEVER_READS = "import time\ntime.sleep(60)\n"
 
+# The same odds, but it claims what each token costs, and gives predictions of one place in each window.
+CLAIMS = """
+import math, struct, sys, time
+questions, answers = sys.stdin.buffer, sys.stdout.buffer
+V, told = 5, 0
+def numbers(count):
+    return struct.unpack(f"<{count}H", questions.read(2 * count))
+def answer(shape, values):
+    answers.write(struct.pack("<IIII", 0x53574D41, *shape) + struct.pack(f"<{len(values)}f", *values))
+    answers.flush()
+def logits(token):
+    return [math.log(3) if v == (token + 1) % V else 0.0 for v in range(V)]
+def cost(token, following):
+    return math.log2(7 / 3 if following == (token + 1) % V else 7)
+while True:
+    magic, rows, window = struct.unpack("<III", questions.read(12))
+    if rows == 0:
+        break
+    tokens = numbers(rows * window)
+    starts = range(0, len(tokens), window)
+    if magic == 0x53574D43:
+        pairs = [(tokens[s + i], tokens[s + i + 1]) for s in starts for i in range(window - 1)]
+        costs = [cost(*pair) for pair in pairs]
+        {claim}
+        told += len(costs)
+        answer((rows, window - 1, 1), costs)
+    else:
+        assert magic == 0x53574D50, hex(magic)
+        found = [logits(tokens[s + place]) for s, place in zip(starts, numbers(rows))]
+        {predict}
+        answer((rows, 1, V), [logit for row in found for logit in row])
+"""
+
 TASK = """
 name = "toy"
 editable = ["train.py"]
@@ -85,6 +118,7 @@ score = "answers"
 tokens = {tokens}
 window = {window}
 val_tokens = {val_tokens}
+tolerance_bits = {tolerance_bits}
 [transfer]
 scale = "{scale}"
 """
@@ -100,12 +134,17 @@ pattern = '^val_bpb:\\s*(\\S+)'
 """
 
 
-def answers_task(folder: Path, score: str = UNIFORM, scale: str = "") -> Path:
+def claims(claim: str = "pass", predict: str = "pass") -> str:
+    """A script that claims, and does something with its claims or its predictions before it answers."""
+    return CLAIMS.replace("{claim}", claim).replace("{predict}", predict)
+
+
+def answers_task(folder: Path, score: str = UNIFORM, scale: str = "", tolerance_bits: float = 0.0) -> Path:
     """A task folder whose score is computed by us."""
     folder.mkdir(parents=True)
     for name, text in (("train.py", HONEST), ("score.py", score), ("prepare.py", "")):
         (folder / name).write_text(text)
-    numbers = {"tokens": TOKENS, "window": WINDOW, "val_tokens": VAL_TOKENS}
+    numbers = {"tokens": TOKENS, "window": WINDOW, "val_tokens": VAL_TOKENS, "tolerance_bits": tolerance_bits}
     (folder / "task.toml").write_text(TASK.format(score=sha256(score.encode()).hexdigest(), scale=scale, **numbers))
     return folder
 

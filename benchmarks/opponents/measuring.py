@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from node.scoring import read_questions, score_logits
+from node.scoring import bits_per_byte, read_questions, surprise
 from swarm.constants import Value, rewrite
 
 BASELINE = Path(__file__).parents[2] / "baseline"
@@ -47,15 +47,14 @@ def execute(path: Path) -> ModuleType:
 def val_bpb(predict: Callable[[Tensor], Tensor], data: Path, window: int) -> float:
     """Bits per byte on the pinned validation tokens, in windows of `window`."""
     questions = read_questions(data, "val", window, VAL_TOKENS)
-    bits, text = 0.0, 0
+    bits = []
     for start in range(0, len(questions.inputs), ROWS):
         rows = slice(start, start + ROWS)
         with torch.no_grad():
             logits = predict(torch.from_numpy(questions.inputs[rows].astype(np.int64))).float().numpy().copy()
         targets = questions.targets[rows]
-        tally = score_logits(logits.reshape(targets.size, -1), targets.ravel(), questions.token_bytes)
-        bits, text = bits + tally.bits, text + tally.bytes
-    return bits / text
+        bits.append(surprise(logits.reshape(targets.size, -1), targets.ravel()).reshape(targets.shape))
+    return bits_per_byte(np.concatenate(bits), questions)
 
 
 def peak_gflops(dtype: torch.dtype) -> float:

@@ -11,7 +11,20 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from coordinator.wording import Step, count, direction, duration, holdout, numbers, proxy, steps
+from coordinator.wording import (
+    TOGETHER,
+    Step,
+    count,
+    demotion,
+    direction,
+    duration,
+    holdout,
+    numbers,
+    proxy,
+    shams,
+    steps,
+    together,
+)
 from swarm.cli.words import plain
 from swarm.history import Experiment, History, Pair, Status, failure_of, score_of
 from swarm.proxy import proxy_health
@@ -51,13 +64,17 @@ def _answers(name: str, told: History) -> Iterator[tuple[str, str]]:
         return
     yield "score", f"{told.metric}, {direction(told)}{', self-reported' if told.self_reported else ''}"
     yield "champion", _champion(told)
-    if told.promotions:
+    if told.line:
         yield "gain", _gain(told)
+    for found in told.demotions[-1:]:
+        yield "demoted", demotion(told, found)
     yield "ideas", _ideas(told)
     yield "trials", _trials(told)
     yield "nodes", _nodes(told)
     if proxy_health(told).claims:
         yield "screening", proxy(told)
+    if told.shams:
+        yield "shams", f"{shams(told)}; edits that change nothing, to audit the chain"
     yield "cost", _cost(told)
 
 
@@ -108,9 +125,10 @@ def _nodes(told: History) -> str:
 
 def _cost(told: History) -> str:
     tokens = told.spent.input_tokens + told.spent.output_tokens
-    hours = sum(trial.ended_at - trial.started_at for trial in told.trials.values()) / 3600
+    inside = sum(trial.ended_at - trial.started_at for trial in told.trials.values())
+    hours = (inside + sum(answer.node_s for answer in told.holdout_answers)) / 3600
     money = f", {tokens:,} tokens, {told.spent.dollars:.2f} dollars" if tokens or told.spent.dollars else ""
-    return f"{hours:.2g} node-hours in trials{money}"
+    return f"{hours:.2g} node-hours in trials and at the holdout{money}"
 
 
 # --- one experiment --------------------------------------------------------------------------------------
@@ -215,6 +233,13 @@ def leaderboard_page(told: History) -> Iterator[RenderableType]:
     if told.finished and told.finished.final_gain is not None:
         yield Text("")
         yield Text(_gain(told))
+    if told.interactions:
+        yield Text("")
+        yield Text("accepted ideas that were joined and measured as one tree", style="bold")
+        joined = _table(*TOGETHER)
+        for row in together(told):
+            _row(joined, *row)
+        yield joined
     refuted = [e for e in told.experiments if e.status == "rejected"]
     if refuted:
         yield Text("")
@@ -226,7 +251,7 @@ def _champions(told: History, line: Sequence[Step]) -> Table:
     write = numbers(told)
     table = _table("-#", "-experiment", f"-{told.metric}", "-gain, 95 % interval", "-in all", "change")
     for step in reversed(line):
-        number = str(step.experiment.number) if step.experiment else "?"
+        number = ", ".join(str(experiment.number) for experiment in step.experiments) or "?"
         bounds = write.interval(step.verdict.low, step.verdict.high) if step.verdict else ""
         scores, total = write.mean(step.scores).partition(" ")[0], write.gain(step.total)
         _row(table, str(step.promotion.number), number, scores, f"{write.gain(step.gain)} {bounds}", total, step.change)

@@ -127,7 +127,7 @@ def _find_claimed(told: History, identity: str, place: Path) -> Claimed:
     experiment = find_experiment(told, identity, place)
     promotion = experiment.promotion
     if promotion is None:
-        known = ", ".join(str(told.by_idea[p.experiment].number) for p in told.promotions) or "none"
+        known = ", ".join(str(told.by_idea[p.experiment].number) for p in told.line) or "none"
         raise PrerequisiteError(
             f"experiment {experiment.number} was not promoted ({experiment.status}); promoted: {known}"
         )

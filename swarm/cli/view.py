@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -16,7 +16,7 @@ from coordinator.leases import Presence
 from coordinator.mind import Mind
 from coordinator.state import Claim, State
 from swarm.cli.words import Teller, plain
-from swarm.records import Fact, Measurement, StudyFinished, TrialFinished
+from swarm.records import Fact, HoldoutAnswered, Measurement, StudyFinished, TrialFinished
 from swarm.task import Task
 
 NEWEST = 8
@@ -81,7 +81,7 @@ class LiveView:
 
     def _draw(self, mind: Mind, now: float) -> Group:
         parts: list[Text | Table] = [self._head(mind, now), self._nodes(mind), _champion(mind.state)]
-        claims = list(mind.state.open_claims.values())
+        claims = [claim for claim in mind.state.open_claims.values() if not claim.sham]
         if claims:
             parts.append(_claims(claims, mind.state))
         news = Text("\n".join(self._lines), no_wrap=True, overflow="ellipsis")
@@ -111,23 +111,25 @@ class LiveView:
 
 
 class Busy:
-    """Share of node time spent inside trials so far, kept as facts come in."""
+    """Share of node time spent inside trials and at the holdout so far, kept as facts come in."""
 
     def __init__(self) -> None:
         self._inside: dict[str, float] = {}
         self._first: dict[str, float] = {}
-        self._last = 0.0
+        self._last = self._there = 0.0
 
     def add(self, fact: Fact) -> None:
         if isinstance(fact, TrialFinished):
             self._inside[fact.node] = self._inside.get(fact.node, 0.0) + fact.ended_at - fact.started_at
             self._first.setdefault(fact.node, fact.started_at)
             self._last = max(self._last, fact.ended_at)
+        elif isinstance(fact, HoldoutAnswered):
+            self._there += max(0.0, fact.node_s)
 
     @property
     def share(self) -> float:
         span = sum(self._last - first for first in self._first.values())
-        return min(1.0, sum(self._inside.values()) / span) if span > 0 else 0.0
+        return min(1.0, (self._there + sum(self._inside.values())) / span) if span > 0 else 0.0
 
 
 def _node_row(presence: Presence, state: State, typical: float) -> tuple[str, str, ProgressBar | str, str]:
@@ -149,18 +151,17 @@ def _node_row(presence: Presence, state: State, typical: float) -> tuple[str, st
 
 
 def _champion(state: State) -> Text:
-    if not state.promotions:
+    if not state.line:
         return Text("champion: the baseline")
-    last = state.promotions[-1]
-    experiment = state.experiments[last.experiment]
+    last = state.line[-1]
     gain = sum(claim.verdict.effect for claim in promoted_claims(state) if claim.verdict)
-    text = f"champion: experiment {experiment.number} ({experiment.admitted.proposal.hypothesis}), "
+    text = f"champion: {_about(state, last.landed)}, "
     return Text(plain(text + f"sum of confirmed gains over the baseline {gain:.4f}"), style="green")
 
 
 def promoted_claims(state: State) -> list[Claim]:
-    """The claims behind the promotions, in their order."""
-    return [state.claims[(p.experiment, p.base)] for p in state.promotions if (p.experiment, p.base) in state.claims]
+    """The claims behind the promotions that stand, in their order."""
+    return [state.claims[(p.experiment, p.base)] for p in state.line if (p.experiment, p.base) in state.claims]
 
 
 def _claims(claims: list[Claim], state: State) -> Table:
@@ -168,12 +169,19 @@ def _claims(claims: list[Claim], state: State) -> Table:
     for name in ("under confirmation", "pairs", "mean gain", "noise s", "bar"):
         table.add_column(name, no_wrap=True)
     for claim in claims[:6]:
-        experiment = state.experiments[claim.experiment]
         gains = [pair.gain for pair in claim.pairs]
         mean = f"{sum(gains) / len(gains):+.4f}" if gains else "-"
-        about = escape(plain(f"experiment {experiment.number}: {experiment.admitted.proposal.hypothesis}")[:70])
+        about = escape(plain(_about(state, claim.ideas or (claim.experiment,)))[:70])
         table.add_row(about, str(len(gains)), mean, f"{claim.noise.sd:.4f}", f"{claim.bar:.0f}:1")
     return table
+
+
+def _about(state: State, ideas: Sequence[str]) -> str:
+    """One experiment with its words, or the numbers of those that were joined."""
+    found = [state.experiments[idea] for idea in ideas]
+    if len(found) > 1:
+        return f"experiments {', '.join(str(one.number) for one in found)} together"
+    return f"experiment {found[0].number}: {found[0].admitted.proposal.hypothesis}"
 
 
 def final_words(finished: StudyFinished, task: Task, folder: str) -> list[str]:

@@ -6,18 +6,24 @@ from swarm.records import (
     BlockDrawn,
     BlockLost,
     Carried,
+    ChampionRechecked,
     ClaimRaised,
     CoordinatorStarted,
+    Demotion,
     ExperimentAdmitted,
     Fact,
     HoldoutAnswered,
+    Interaction,
     Measurement,
     NodeJoined,
     NodeLost,
     Promotion,
     ProposalRefused,
     Screened,
+    ShamJudged,
+    ShamRaised,
     Spent,
+    Stacked,
     StudyFinished,
     StudyOpened,
     TransferChecked,
@@ -36,8 +42,10 @@ class Teller:
 
     def __init__(self) -> None:
         self._numbers: dict[str, int] = {}
+        self._shams: dict[str, int] = {}  # by the name that stands in the place of an experiment
         self._hypotheses: dict[str, str] = {}
         self._nodes: dict[str, str] = {}
+        self._sets: dict[str, tuple[str, ...]] = {}  # ideas that were joined, by the name of their set
 
     def lines(self, facts: Iterable[Fact]) -> list[str]:
         """A line for every fact worth one, in order."""
@@ -91,16 +99,30 @@ class Teller:
                 does = "simplifies" if fact.claim_kind == "simplification" else "beats"
                 return f"claim   {self._experiment(fact.experiment)} {does} the champion: {fact.gain:+.4f} on one seed"
             case BlockDrawn() if fact.experiments:
-                ideas = ", ".join(f"experiment {self._numbers.get(e, '?')}" for e in fact.experiments)
+                ideas = ", ".join(map(self._about, fact.experiments))
                 return f"{fact.purpose} {ideas} on fresh seed {fact.seeds[0]} at {self._node(fact.node)}"
             case Carried():
                 return (
                     f"carried {self._experiment(fact.experiment)} onto champion {fact.onto[:8]}; to be confirmed there"
                 )
+            case Stacked():
+                self._sets[fact.experiment] = fact.ideas
+                return f"joined  {self._experiment(fact.experiment)} on champion {fact.onto[:8]}; to be measured there"
+            case Interaction():
+                self._sets[fact.experiment] = fact.ideas
+                return f"joined  {self._experiment(fact.experiment)}: {fact.reason}"
             case Verdict():
                 word = "accepted" if fact.accepted else "rejected"
                 why = fact.reason.removeprefix(f"{word}: ")
                 return f"{word.upper() if fact.accepted else word} {self._experiment(fact.experiment)}: {why}"
+            case ShamRaised():
+                self._shams[fact.name] = fact.number
+                return (
+                    f"sham {fact.number} raised: the champion with another random stream, claimed as if it were better"
+                )
+            case ShamJudged():
+                fate = "ACCEPTED" if fact.verdict.accepted else "rejected"
+                return f"sham {fact.number} {fate}: {fact.verdict.reason.removeprefix('rejected: ')}"
             case HoldoutAnswered():
                 told = f", gain about {fact.gain:+g}" if fact.gain is not None else ""
                 return f"holdout {self._experiment(fact.experiment)}: {fact.reason}{told}"
@@ -109,6 +131,12 @@ class Teller:
                 return f"PROMOTED {self._experiment(fact.experiment)}: {kind}pull request {fact.request}"
             case TransferChecked():
                 return f"scaled  {self._experiment(fact.experiment)}: {fact.reason}"
+            case ChampionRechecked():
+                gain = "" if fact.gain is None else f" ({fact.gain:+.4f})"
+                return f"recheck champion of promotion {fact.number} against {fact.ancestor[:8]}{gain}: {fact.reason}"
+            case Demotion():
+                undone = ", ".join(map(str, fact.undone))
+                return f"DEMOTED champion {fact.champion[:8]}, promotions {undone} undone: pull request {fact.request}"
             case Spent():
                 tokens = fact.usage.input_tokens + fact.usage.output_tokens
                 return f"spent {fact.usage.dollars:.4f} dollars, {tokens} tokens"
@@ -123,18 +151,24 @@ class Teller:
         return f"idea    experiment {number} on {self._node(fact.node)}: {fact.proposal.hypothesis}"
 
     def _trial(self, fact: TrialFinished) -> str:
-        about = (
-            f"experiment {self._numbers[fact.experiment]}"
-            if fact.experiment in self._numbers
-            else f"candidate {fact.candidate[:8]}"
-        )
+        known = self._numbers.keys() | self._shams.keys() | self._sets.keys()
+        about = self._about(fact.experiment) if fact.experiment in known else f"candidate {fact.candidate[:8]}"
         where = f"{fact.purpose:9} {about} on {self._node(fact.node)}, seed {fact.seed}"
         if isinstance(fact.outcome, Measurement):
             told = " (self-reported)" if fact.outcome.self_reported else ""
             return f"trial   {where}: {fact.outcome.score:.4f}{told} after {fact.outcome.cpu_s:.1f} CPU-s"
         return f"trial   {where}: failed, {fact.outcome.reason}: {fact.outcome.message}"
 
+    def _about(self, name: str) -> str:
+        if name in self._shams:
+            return f"sham {self._shams[name]}"
+        if name in self._sets:
+            return f"experiments {', '.join(str(self._numbers.get(one, '?')) for one in self._sets[name])} together"
+        return f"experiment {self._numbers.get(name, '?')}"
+
     def _experiment(self, idea: str) -> str:
+        if idea in self._sets:
+            return self._about(idea)
         return f"experiment {self._numbers.get(idea, '?')} ({_short(self._hypotheses.get(idea, idea[:8]))})"
 
     def _node(self, uid: str) -> str:
