@@ -13,7 +13,7 @@ from typing import Any
 
 from coordinator.reproduction import LARGEST_GAIN, NOT_WORSE_BAR, Noise, bar, not_worse
 from coordinator.stacking import twin_of
-from coordinator.state import SET_ASIDE, Claim, Drawn, Experiment, Pair, Recheck, State, Transfer
+from coordinator.state import SET_ASIDE, Claim, Conflict, Drawn, Experiment, Pair, Recheck, State, Transfer
 from swarm.records import (
     BlockDrawn,
     BlockLost,
@@ -47,6 +47,7 @@ from swarm.records import (
 from swarm.source import is_simpler
 
 ANSWERS_KEPT = 20  # verdicts on a node's claims that it is told of; it has at most one open, so it needs the newest
+TO_PORT_KEPT = 3  # ideas of one node that it is asked to write anew
 
 
 def absorb(state: State, fact: Fact, at: float) -> None:
@@ -374,6 +375,8 @@ def _disturbed(state: State, fact: TrialDisturbed, at: float) -> None:
 
 
 def _verdict(state: State, fact: Verdict, at: float) -> None:
+    if fact.to_port:
+        _to_port(state, fact)
     claim = state.claims.get((fact.experiment, fact.base))
     if claim is None or claim.after_demotion != fact.after_demotion:
         claim = _unmeasured(state, fact)
@@ -396,6 +399,15 @@ def _verdict(state: State, fact: Verdict, at: float) -> None:
     if fact.accepted and claim.pairs:
         ratio = sum(p.candidate_cpu_s for p in claim.pairs) / max(1e-9, sum(p.champion_cpu_s for p in claim.pairs))
         state.cpu_ratio[claim.candidate] = ratio * state.cpu_ratio.get(claim.base, 1.0)
+
+
+def _to_port(state: State, fact: Verdict) -> None:
+    claim = state.latest.get(fact.experiment)
+    if claim is not None:
+        asked = state.to_port.setdefault(claim.node, {})
+        asked[fact.experiment] = Conflict(claim.base, claim.candidate, state.champion, fact.reason)
+        if len(asked) > TO_PORT_KEPT:
+            del asked[next(iter(asked))]
 
 
 def _unmeasured(state: State, fact: Verdict) -> Claim | None:

@@ -13,7 +13,7 @@ from coordinator.briefs import Briefs
 from coordinator.fold import absorb
 from coordinator.holdout import Gate, asked_of, landing, released
 from coordinator.leases import BLOCKS_IN_VAIN, Leases, Presence, in_vain, platforms_gone
-from coordinator.merging import carry
+from coordinator.merging import Refusal, carry
 from coordinator.rechecks import due_demotion, rechecked
 from coordinator.reproduction import Accepted, Rejected, Undecided, decide, paired_interval, rejected_for, rule_for
 from coordinator.shams import judged, raised
@@ -281,8 +281,8 @@ class Mind:
     def _carry_over(self, claim: Claim, now: float) -> Fact:
         """Nothing has been measured against a base that is no longer the champion: start again on the new one."""
         carried = self._carried(claim, now)
-        if isinstance(carried, str):
-            return self._close(claim, carried, now)
+        if isinstance(carried, Refusal):
+            return replace(self._close(claim, carried.reason, now), to_port=carried.to_port)
         return carried
 
     def _promotions(self, now: float) -> list[Action]:
@@ -340,20 +340,22 @@ class Mind:
 
     def _carry_accepted(self, claim: Claim, now: float) -> Fact:
         carried = self._carried(claim, now)
-        if not isinstance(carried, str):
+        if not isinstance(carried, Refusal):
             return carried
         fresh = replace(claim, base=self.state.champion, pairs=[], verdict=None)
-        return self._close(replace(fresh, after_demotion=len(self.state.demotions)), carried, now)
+        closed = self._close(replace(fresh, after_demotion=len(self.state.demotions)), carried.reason, now)
+        return replace(closed, to_port=carried.to_port)
 
-    def _carried(self, claim: Claim, now: float) -> Fact | str:
+    def _carried(self, claim: Claim, now: float) -> Fact | Refusal:
         files, champion = self.state.files, self.state.champion
         if claim.sham:
-            return "the champion moved before a pair of it had run"
+            return Refusal("the champion moved before a pair of it had run")
         carried = carry(claim.experiment, files[claim.base], files[claim.candidate], files[champion], champion, now)
         if isinstance(carried, Carried):
             carried = replace(carried, after_demotion=len(self.state.demotions))
         if claim.kind == "simplification" and isinstance(carried, Carried):
-            return carried if is_simpler(carried.files, files[champion]) else "the moved champion has as little code"
+            simpler = is_simpler(carried.files, files[champion])
+            return carried if simpler else Refusal("the moved champion has as little code")
         return carried
 
     # --- leases ---

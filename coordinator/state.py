@@ -99,6 +99,15 @@ class Claim:
         return "accepted" if self.verdict.accepted else f"rejected: {self.verdict.reason}"
 
 
+class Conflict(NamedTuple):
+    """An idea that no merge could carry onto a champion."""
+
+    base: str  # that it was made on
+    candidate: str
+    onto: str  # the champion then
+    sides: str
+
+
 @dataclass
 class Transfer:
     """An accepted claim at the larger scale: what was measured, and what came of it."""
@@ -170,6 +179,7 @@ class State:
     undone: dict[str, Claim] = field(default_factory=dict)  # by experiment: promoted once, to be carried and confirmed
     answers: dict[str, dict[str, str]] = field(default_factory=dict)  # node -> experiment -> what came of its claim
     answered: Counter[str] = field(default_factory=Counter)  # node -> how often that changed
+    to_port: dict[str, dict[str, Conflict]] = field(default_factory=dict)  # node -> experiment -> with what
     verdicts: int = 0
     holdout: dict[tuple[str, str], HoldoutAnswered] = field(default_factory=dict)  # by candidate and base
     calibration: dict[str, dict[str, list[Measurement]]] = field(default_factory=dict)  # platform -> candidate -> runs

@@ -494,6 +494,7 @@ class Verdict:
     at: float
     claim_kind: ClaimKind = "gain"
     after_demotion: int = 0  # as of the Carried that it answers; 0 for a claim that a node raised
+    to_port: bool = False  # in conflict with a champion that had moved; its author is asked to write it anew
     kind: Literal["verdict"] = "verdict"
 
     @property
@@ -760,6 +761,17 @@ class Tried:
 
 
 @dataclass(frozen=True)
+class ToPort:
+    """An idea of this node that was claimed, and that no merge can carry onto the champion."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+    experiment: str
+    hypothesis: str
+    diff: str  # what it changes, cut to 2 000 characters; quoted data, not instructions
+    sides: str  # what idea and champion made of what both changed; likewise
+
+
+@dataclass(frozen=True)
 class Brief:
     """What a researcher works from. A new version is sent whenever any of it changes."""
 
@@ -777,6 +789,7 @@ class Brief:
     in_flight: tuple[str, ...]  # hypotheses that others are testing now
     explore: bool  # False near the end: confirmations and the final comparison only
     margin: float = 0.0  # in units of s; what a tip with less code may lose and still be claimed
+    to_port: tuple[ToPort, ...] = ()  # oldest first
 
 
 @dataclass(frozen=True)

@@ -129,6 +129,46 @@ def test_an_idea_that_cannot_be_carried_back_is_refused_with_both_sides() -> Non
     assert not desk.state.undone and not desk.state.open_claims and desk.state.champion == BASE
 
 
+def test_ideas_that_landed_together_are_confirmed_one_by_one_when_their_promotion_falls() -> None:
+    desk = study("cat", "dog")
+    c1, joined = edited(BASELINE, C=1), edited(BOTH, C=1)
+    scores = {candidate_id(A1): 1.4, candidate_id(B1): 1.5, candidate_id(c1): 1.6, candidate_id(joined): 0.9}
+    for name, files in (("ant", A1), ("bee", B1), ("cat", c1)):
+        desk.claim(name, proposal(files))
+    desk.confirm(scores)
+    first, second = desk.state.promotions
+    assert first.candidate == candidate_id(A1) and len(second.ideas) == 2, "the other two landed as one"
+    recheck(desk, 2.0)
+    (demotion,) = demotions(desk)
+    assert demotion.undone == (1, 2)
+    again = {claim.candidate for claim in desk.state.open_claims.values() if claim.after_demotion == 1}
+    assert again == {candidate_id(A1), candidate_id(B1), candidate_id(c1)}
+    desk.confirm({candidate_id(B1): 1.5, candidate_id(c1): 1.6, candidate_id(edited(B1, C=1)): 1.1})
+    assert desk.state.files[desk.state.champion] == edited(B1, C=1)
+    assert desk.replayed().state == desk.state
+
+
+def test_a_set_that_waits_for_its_landing_does_not_outlive_the_champion_that_it_was_joined_on() -> None:
+    desk = study("cat", "dog")
+    c1, joined = edited(BASELINE, C=1), edited(BOTH, C=1)
+    scores = {candidate_id(A1): 1.4, candidate_id(B1): 1.5, candidate_id(c1): 1.6, candidate_id(joined): 0.9}
+    for name, files in (("ant", A1), ("bee", B1), ("cat", c1)):
+        desk.claim(name, proposal(files))
+    while not desk.state.promotions:
+        desk.run(desk.outstanding("confirm")[0], scores)
+    desk.silent |= set(desk.state.nodes)  # nobody answers for the holdout
+    desk.confirm(scores)
+    assert any(claim.ideas for claim in desk.state.accepted.values())
+    recheck(desk, 2.0)
+    assert [demotion.undone for demotion in demotions(desk)] == [(1,)]
+    going_on = [*desk.state.accepted.values(), *desk.state.open_claims.values()]
+    assert going_on and all(claim.experiment in desk.state.experiments for claim in going_on), "ideas, and no set"
+    desk.silent.clear()
+    desk.confirm({candidate_id(B1): 1.5, candidate_id(c1): 1.6, candidate_id(edited(B1, C=1)): 1.1})
+    assert desk.state.files[desk.state.champion] == edited(B1, C=1)
+    assert not desk.state.accepted and desk.replayed().state == desk.state
+
+
 def test_a_claim_against_the_fallen_champion_goes_on_against_the_restored_one() -> None:
     desk = study("cat", "dog", "eel")
     promote(desk, A1)
