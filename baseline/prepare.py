@@ -87,7 +87,12 @@ def prepare(out: Path, asked: Asked | None = None) -> dict[str, Any]:
     with _alone(aside):
         manifest = already(out, asked)  # another preparation was faster: theirs will do
         if manifest is None:
-            manifest = _make(asked, aside)
+            try:
+                manifest = _make(asked, aside)
+            except PrepareError:
+                if [path.name for path in aside.iterdir()] == ["lock"]:  # refused: nothing to go on with
+                    shutil.rmtree(aside)
+                raise
             _sync(aside / "made")
             (aside / "made").rename(out)
         shutil.rmtree(aside, ignore_errors=True)

@@ -444,7 +444,8 @@ def _promoted(state: State, fact: Promotion, at: float) -> None:
     state.champion = fact.candidate
     state.champions.add(fact.candidate)
     landed = (fact.experiment, *fact.ideas)
-    state.accepted = {k: c for k, c in state.accepted.items() if c.experiment not in landed and not c.ideas}
+    state.accepted = {key: claim for key, claim in state.accepted.items() if claim.experiment not in landed}
+    _unstack(state)
     state.final, state.final_failures = [], 0  # pairs of an earlier champion say nothing of this one
     for experiment in landed:
         if experiment in state.experiments:
@@ -452,6 +453,11 @@ def _promoted(state: State, fact: Promotion, at: float) -> None:
     for idea in fact.ideas:
         if idea in state.latest:
             _answer(state, state.latest[idea].node, idea, "accepted")
+
+
+def _unstack(state: State) -> None:
+    """The champion moved: no set that was joined on the one before lands. Its ideas are accepted still."""
+    state.accepted = {key: claim for key, claim in state.accepted.items() if not claim.ideas}
 
 
 def _transfer(state: State, fact: TransferChecked, at: float) -> None:
@@ -472,7 +478,7 @@ def _demoted(state: State, fact: Demotion, at: float) -> None:
     undone = [promotion for promotion in state.line if promotion.number in fact.undone]
     state.demotions.append(fact)
     state.champion = fact.restored
-    state.accepted = {key: claim for key, claim in state.accepted.items() if not claim.ideas}  # their ideas wait on
+    _unstack(state)
     state.rechecks.clear()  # of champions that are none any more
     state.final, state.final_failures = [], 0
     for promotion in undone:

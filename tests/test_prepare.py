@@ -360,6 +360,7 @@ def test_missing_library_is_told_with_its_remedy(tmp_path: Path, library: str, a
 )
 def test_request_that_makes_no_sense_is_refused(tmp_path: Path, asked: tuple[object, ...]) -> None:
     refused(run("--out", tmp_path / "data", *asked), str(asked[-1]), "choose")
+    assert not list(tmp_path.iterdir()), "nothing is left of it"
 
 
 def test_shards_of_what_has_none_are_refused(tmp_path: Path) -> None:

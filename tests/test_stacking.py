@@ -16,6 +16,7 @@ from swarm.cli.view import LiveView
 from swarm.records import (
     BlockDrawn,
     Carried,
+    Demotion,
     Fact,
     Files,
     HoldoutAnswered,
@@ -324,6 +325,22 @@ def test_a_set_whose_champion_moved_before_it_landed_is_forgotten() -> None:
     finish(desk, truth)
     assert not desk.state.open_claims and not desk.state.accepted and landed(desk)[-1] == "BCD"
     assert len(desk.of(Interaction)) == 2, "measured anew, on the champion that it lands on"
+
+
+def test_a_set_whose_champion_stepped_down_is_forgotten_and_every_idea_still_gets_its_end() -> None:
+    desk, truth = joined()
+    desk.mind.postpone_promotion(desk.now + 100)
+    finish(desk, truth)
+    assert any(claim.ideas for claim in desk.state.accepted.values())
+    fallen, baseline = desk.state.champion, candidate_id(BASELINE)
+    desk.commit([Demotion(1, 1, fallen, baseline, (1,), "sha", "by hand", desk.now)])
+    assert desk.state.champion == baseline and not any(claim.ideas for claim in desk.state.accepted.values())
+    desk.now += 101
+    desk.report(desk.heard("uid-nA"))
+    finish(desk, truth)
+    assert not desk.state.open_claims and not desk.state.accepted
+    assert all(f"{name} = 1" in desk.state.files[desk.state.champion]["train.py"] for name in NAMES)
+    assert desk.replayed().state == desk.state
 
 
 # --- a function of the ledger ----------------------------------------------------------------------------
