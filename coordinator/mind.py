@@ -6,26 +6,25 @@ ten thousand made-up nodes.
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from coordinator.belief import WORDS_CHARS, flaw, named
 from coordinator.briefs import Briefs
 from coordinator.fold import absorb
 from coordinator.holdout import Gate, asked_of, landing, released
 from coordinator.leases import BLOCKS_IN_VAIN, Leases, Presence, in_vain, platforms_gone
-from coordinator.merging import Refusal, carry
 from coordinator.rechecks import due_demotion, rechecked
-from coordinator.reproduction import Accepted, Rejected, Undecided, decide, paired_interval, rejected_for, rule_for
+from coordinator.reproduction import Accepted, Undecided, decide, paired_interval, rule_for
 from coordinator.shams import judged, raised
 from coordinator.stacking import is_final, step, why_closed
 from coordinator.state import SET_ASIDE, Claim, ClaimKey, Drawn, State
 from coordinator.transfer import awaits_check, checked
+from coordinator.verdicts import carry_accepted, carry_over, closed, verdict_of
 from swarm.config import Config
 from swarm.records import (
     Admission,
     Block,
     BlockLost,
-    Carried,
     ChampionRechecked,
     ExperimentAdmitted,
     Fact,
@@ -43,7 +42,6 @@ from swarm.records import (
     researcher_branch,
 )
 from swarm.scale import Scale
-from swarm.source import is_simpler
 from swarm.trust import level_needed, too_open
 
 PROPOSALS_HEARD = 8  # of one report; a researcher keeps two ready
@@ -208,17 +206,17 @@ class Mind:
 
     def _verdict(self, claim: Claim, in_flight: bool, now: float) -> Fact | None:
         if claim.candidate == claim.base:
-            return self._close(claim, "the champion already contains this idea", now)
+            return closed(claim, "the champion already contains this idea", now)
         if claim.failed:
-            return self._close(claim, claim.failed, now)
+            return closed(claim, claim.failed, now)
         if claim.twin:
-            return self._close(claim, f"experiment {claim.twin} comes to the same tree, and was claimed before", now)
+            return closed(claim, f"experiment {claim.twin} comes to the same tree, and was claimed before", now)
         if claim.ideas and (reason := why_closed(self.state, claim)):
-            return self._close(claim, reason, now)
+            return closed(claim, reason, now)
         if claim.base != self.state.champion and not claim.pairs and not in_flight:
-            return self._carry_over(claim, now)
+            return carry_over(self.state, claim, now)
         if not in_flight and in_vain(claim):
-            return self._close(claim, f"{BLOCKS_IN_VAIN} blocks for it were lost or gave no pair", now)
+            return closed(claim, f"{BLOCKS_IN_VAIN} blocks for it were lost or gave no pair", now)
         if len(claim.pairs) == claim.weighed or claim.ideas and not is_final(self.state, claim):
             return None
         decision = decide([pair.gain for pair in claim.pairs], claim.noise, claim.bar, claim.rule)
@@ -226,8 +224,8 @@ class Mind:
             claim.weighed = len(claim.pairs)
             return None
         if isinstance(decision, Accepted) and (objection := self._too_slow(claim) or self._badly_kept(claim)):
-            return self._close(claim, objection, now)
-        return self._verdict_of(claim, decision, decision.reason + self._where(claim), now)
+            return closed(claim, objection, now)
+        return verdict_of(claim, decision, now)
 
     def _too_slow(self, claim: Claim) -> str:
         """CPU time over the study's baseline, chained through the champion's run in each block so that load cancels."""
@@ -245,46 +243,6 @@ class Mind:
     def _too_open(self, sandbox: str, level: int) -> str:
         return "" if self.config.nodes.trust_code else too_open(sandbox, level, self._level_needed)
 
-    def _close(self, claim: Claim, reason: str, now: float) -> Verdict:
-        gains = [pair.gain for pair in claim.pairs]
-        return self._verdict_of(claim, rejected_for(reason, gains, claim.noise, claim.bar, claim.rule), reason, now)
-
-    def _verdict_of(self, claim: Claim, decision: Accepted | Rejected, reason: str, now: float) -> Verdict:
-        trials = tuple(t for pair in claim.pairs for t in (pair.champion_trial, pair.candidate_trial))
-        finite = bool(claim.pairs)
-        return Verdict(
-            experiment=claim.experiment,
-            candidate=claim.candidate,
-            base=claim.base,
-            accepted=isinstance(decision, Accepted),
-            effect=decision.effect,
-            low=decision.interval.low if finite else 0.0,
-            high=decision.interval.high if finite else 0.0,
-            pairs=len(claim.pairs),
-            likelihood_ratio=decision.likelihood_ratio,
-            bar=claim.bar,
-            noise=claim.noise.sd,
-            evidence=trials,
-            nodes=len({pair.node for pair in claim.pairs}),
-            reason=reason,
-            at=now,
-            claim_kind=claim.kind,
-            after_demotion=claim.after_demotion,
-        )
-
-    def _where(self, claim: Claim) -> str:
-        nodes = {pair.node for pair in claim.pairs}
-        own = ", the proposer's own among them" if claim.node in nodes else ""
-        few = " (three other nodes were not there)" if len(nodes - {claim.node}) < 3 else ""
-        return f"; confirmed on {len(nodes)} node{'s' if len(nodes) > 1 else ''}{own}{few}"
-
-    def _carry_over(self, claim: Claim, now: float) -> Fact:
-        """Nothing has been measured against a base that is no longer the champion: start again on the new one."""
-        carried = self._carried(claim, now)
-        if isinstance(carried, Refusal):
-            return replace(self._close(claim, carried.reason, now), to_port=carried.to_port)
-        return carried
-
     def _promotions(self, now: float) -> list[Action]:
         """Accepted claims, oldest first: landed where they were measured, else carried onto the new champion."""
         if (together := self._together(now)) is not None:
@@ -294,7 +252,7 @@ class Mind:
             return [] if answer is None else [answer]
         for claim in self.state.in_turn():
             if claim.base != self.state.champion:
-                return [self._carry_accepted(claim, now)]
+                return [carry_accepted(self.state, claim, now)]
             if awaits_check(claim, self.state, self.config.decision):
                 if claim.ideas:
                     return []  # its ideas stay where they are meanwhile
@@ -313,7 +271,7 @@ class Mind:
     def _demotion(self, now: float) -> list[Action]:
         """A champion that steps down, and then its ideas, one after another onto the one that is restored."""
         for claim in self.state.undone.values():
-            return [self._carry_accepted(claim, now)]
+            return [carry_accepted(self.state, claim, now)]
         found = due_demotion(self.state)
         if found is None or now < self._retry_promotion_at or self._is_landing(found.at):
             return []
@@ -337,26 +295,6 @@ class Mind:
         if self._turn is None or self._turn[0] != claim.key:
             self._turn = (claim.key, now)
         return Gate(self.state, self.presence, claim, self.config.nodes, self._turn[1], now)
-
-    def _carry_accepted(self, claim: Claim, now: float) -> Fact:
-        carried = self._carried(claim, now)
-        if not isinstance(carried, Refusal):
-            return carried
-        fresh = replace(claim, base=self.state.champion, pairs=[], verdict=None)
-        closed = self._close(replace(fresh, after_demotion=len(self.state.demotions)), carried.reason, now)
-        return replace(closed, to_port=carried.to_port)
-
-    def _carried(self, claim: Claim, now: float) -> Fact | Refusal:
-        files, champion = self.state.files, self.state.champion
-        if claim.sham:
-            return Refusal("the champion moved before a pair of it had run")
-        carried = carry(claim.experiment, files[claim.base], files[claim.candidate], files[champion], champion, now)
-        if isinstance(carried, Carried):
-            carried = replace(carried, after_demotion=len(self.state.demotions))
-        if claim.kind == "simplification" and isinstance(carried, Carried):
-            simpler = is_simpler(carried.files, files[champion])
-            return carried if simpler else Refusal("the moved champion has as little code")
-        return carried
 
     # --- leases ---
 
