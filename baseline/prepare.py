@@ -87,7 +87,12 @@ def prepare(out: Path, asked: Asked | None = None) -> dict[str, Any]:
     with _alone(aside):
         manifest = already(out, asked)  # another preparation was faster: theirs will do
         if manifest is None:
-            manifest = _make(asked, aside)
+            try:
+                manifest = _make(asked, aside)
+            except PrepareError:
+                if [path.name for path in aside.iterdir()] == ["lock"]:  # refused: nothing to go on with
+                    shutil.rmtree(aside)
+                raise
             _sync(aside / "made")
             (aside / "made").rename(out)
         shutil.rmtree(aside, ignore_errors=True)
@@ -222,6 +227,8 @@ def already(out: Path, asked: Asked) -> dict[str, Any] | None:
     if manifest["asked"] != asked.what():
         there = ", ".join(f"{k} {v}" for k, v in manifest["asked"].items() if v != asked.what().get(k))
         raise PrepareError(f"{out} holds other data ({there}): choose another --out, or ask for what is there")
+    if not _has_its_fingerprint(out, manifest):
+        raise PrepareError(f"{out} has another fingerprint than its manifest says: remove it and prepare it again")
     print(f"{out}: already prepared by Python {manifest['python']}")
     return manifest
 
@@ -255,12 +262,19 @@ def verify(folder: Path) -> dict[str, Any]:
     for name, facts in manifest["files"].items():
         if hash_file(folder / name) != facts["sha256"]:
             raise PrepareError(f"{folder / name} is damaged: remove {folder} and prepare it again")
-    lengths = np.load(folder / "token_bytes.npy", allow_pickle=False).tolist()
     tokens = {split: facts["sha256"] for split, facts in manifest["splits"].items()}
     listed = {split: manifest["files"].get(f"{split}/tokens.bin", {}).get("sha256") for split in SPLITS}
-    if fingerprint_of(manifest, lengths) != manifest["fingerprint"] or tokens != listed:
+    if not _has_its_fingerprint(folder, manifest) or tokens != listed:
         raise PrepareError(f"{folder / 'manifest.json'} was changed: remove {folder} and prepare it again")
     return manifest
+
+
+def _has_its_fingerprint(folder: Path, manifest: dict[str, Any]) -> bool:
+    try:
+        lengths = np.load(folder / "token_bytes.npy", allow_pickle=False).tolist()
+        return fingerprint_of(manifest, lengths) == manifest["fingerprint"]
+    except (OSError, ValueError, EOFError):
+        return False
 
 
 # ---- the folder aside

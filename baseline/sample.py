@@ -50,7 +50,7 @@ def main() -> int:
     ids = [bos, *tokenizer.encode(arguments.prompt.encode())]
     random = torch.Generator().manual_seed(arguments.seed)
     for _ in range(arguments.tokens):
-        logits = predict(torch.tensor([ids[-WINDOW:]]))[0, -1]
+        logits = predict(torch.tensor([ids[-WINDOW:]]))[0, -1].cpu()
         if len(logits) != len(tokenizer.token_bytes):
             print(
                 f"sample: the model has {len(logits)} tokens, the tokenizer {len(tokenizer.token_bytes)}: "

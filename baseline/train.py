@@ -619,7 +619,10 @@ def save(model: GPT, out: Path) -> None:
 
 
 def load(artifact_dir: str) -> Callable[[Tensor], Tensor]:
-    """The trained model: tokens, int64 [B, T], to logits, float [B, T, V]. [b, t] predicts token t + 1 from 0..t."""
+    """The trained model: tokens, int64 [B, T], to logits, float [B, T, V]. [b, t] predicts token t + 1 from 0..t.
+
+    Logits stay where they were made: what 17 GB of them cost is counted there.
+    """
     artifact = Path(artifact_dir)
     if (artifact / "tier.txt").is_file():
         use_tier((artifact / "tier.txt").read_text())
@@ -633,7 +636,7 @@ def load(artifact_dir: str) -> Callable[[Tensor], Tensor]:
         if TIER == "cpu":
             return model(tokens).float()
         # Row by row: the same shape for every window, so that its place among others can not change a bit.
-        return torch.cat([model(row.to(DEVICE)).float().cpu() for row in tokens.split(1)])
+        return torch.cat([model(row.to(DEVICE)).float() for row in tokens.split(1)])
 
     return predict
 

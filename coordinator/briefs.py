@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from coordinator.state import Experiment, State
 from swarm.config import Nodes
-from swarm.records import BlockDrawn, Brief, Limits, TrialSpec, Tried, digest
+from swarm.records import BlockDrawn, Brief, Limits, ToPort, TrialSpec, Tried, digest
 from swarm.source import describe_edit
 
 TRIED_SHOWN = 20  # experiments in a Brief; keeps its size independent of the study's history
@@ -103,8 +103,19 @@ class Briefs:
             noise=None if noise is None else noise.sd,
             cpu_limit_s=self.limits(platform).cpu_s,
             verdicts=dict(self._state.answers.get(uid, {})),
+            to_port=tuple(self._to_port(uid)),
         )
-        return replace(own, version=digest(common.version, own.noise, own.cpu_limit_s, own.verdicts))
+        return replace(own, version=digest(common.version, own.noise, own.cpu_limit_s, own.verdicts, repr(own.to_port)))
+
+    def _to_port(self, uid: str) -> Iterator[ToPort]:
+        """Those in conflict with this very champion; a later one may be another matter."""
+        files = self._state.files
+        for experiment, conflict in self._state.to_port.get(uid, {}).items():
+            known = self._state.experiments.get(experiment)
+            if known is not None and conflict.onto == self._state.champion:
+                words = known.admitted.proposal.hypothesis[:WORDS_SHOWN]
+                diff = describe_edit(files[conflict.base], files[conflict.candidate])
+                yield ToPort(experiment, words, diff, conflict.sides[:WORDS_SHOWN])
 
     def _line(self, experiment: Experiment) -> Tried:
         proposal = experiment.admitted.proposal

@@ -13,7 +13,7 @@ from typing import Any
 
 from coordinator.reproduction import LARGEST_GAIN, NOT_WORSE_BAR, Noise, bar, not_worse
 from coordinator.stacking import twin_of
-from coordinator.state import SET_ASIDE, Claim, Drawn, Experiment, Pair, Recheck, State, Transfer
+from coordinator.state import SET_ASIDE, Claim, Conflict, Drawn, Experiment, Pair, Recheck, State, Transfer
 from swarm.records import (
     BlockDrawn,
     BlockLost,
@@ -22,6 +22,7 @@ from swarm.records import (
     ClaimKind,
     ClaimRaised,
     CoordinatorStarted,
+    Demotion,
     ExperimentAdmitted,
     Fact,
     HoldoutAnswered,
@@ -46,6 +47,7 @@ from swarm.records import (
 from swarm.source import is_simpler
 
 ANSWERS_KEPT = 20  # verdicts on a node's claims that it is told of; it has at most one open, so it needs the newest
+TO_PORT_KEPT = 3  # ideas of one node that it is asked to write anew
 
 
 def absorb(state: State, fact: Fact, at: float) -> None:
@@ -113,6 +115,8 @@ def _claimed(state: State, fact: ClaimRaised, at: float) -> None:
     where = state.platform_of(fact.node)
     state.claimed_on.append(where)
     _open_claim(state, fact.experiment, fact.candidate, fact.base, fact.node, where, fact.claim_kind)
+    if fact.base == state.champion and (twin := twin_of(state, fact.candidate)) is not None:
+        state.latest[fact.experiment].twin = state.experiments[twin.experiment].number
 
 
 def _why_not(state: State, fact: ClaimRaised) -> str:
@@ -130,10 +134,11 @@ def _why_not(state: State, fact: ClaimRaised) -> str:
         return "the noise of its Platform is not known yet"
     if fact.claim_kind == "simplification" and not is_simpler(state.files[fact.candidate], state.files[fact.base]):
         return "it has no less code than the champion that it simplifies"
-    if fact.base == state.champion and (twin := twin_of(state, fact.candidate)):
-        return f"the same tree is experiment {state.experiments[twin.experiment].number}, accepted and about to land"
-    mine = [c for c in state.open_claims.values() if c.node == fact.node and c.base == fact.base and not c.carried]
-    return "its branch has an open claim already" if mine else ""
+    mine = [c for c in state.open_claims.values() if c.node == fact.node and c.base == fact.base and not c.ideas]
+    for claim in mine:  # one that was carried over, while its author did the same
+        if claim.candidate == fact.candidate:
+            return f"the same tree is experiment {state.experiments[claim.experiment].number}, and is being confirmed"
+    return "" if all(claim.carried for claim in mine) else "its branch has an open claim already"
 
 
 def _answer(state: State, node: str, experiment: str, words: str) -> None:
@@ -152,9 +157,11 @@ def _carried(state: State, fact: Carried, at: float) -> None:
         return
     if state.open_claims.pop(before.key, None) is not None:  # nothing was measured against its old base
         del state.claims[before.key]
-    if (fact.experiment, fact.onto) not in state.claims:
+    known = state.claims.get((fact.experiment, fact.onto))
+    if known is None or known.after_demotion != fact.after_demotion:
         node, platform, kind = before.node, before.platform, before.kind
         _open_claim(state, fact.experiment, fact.candidate, fact.onto, node, platform, kind, carried=True)
+        state.latest[fact.experiment].after_demotion = fact.after_demotion
 
 
 def _open_claim(
@@ -213,6 +220,7 @@ def _stand_for(state: State, claim: Claim) -> None:
     before = state.latest.get(claim.experiment)
     if before is not None:
         state.accepted.pop(before.key, None)
+    state.undone.pop(claim.experiment, None)
     state.claims[claim.key] = state.open_claims[claim.key] = state.latest[claim.experiment] = claim
 
 
@@ -367,7 +375,11 @@ def _disturbed(state: State, fact: TrialDisturbed, at: float) -> None:
 
 
 def _verdict(state: State, fact: Verdict, at: float) -> None:
-    claim = state.claims.get((fact.experiment, fact.base)) or _unmeasured(state, fact)
+    if fact.to_port:
+        _to_port(state, fact)
+    claim = state.claims.get((fact.experiment, fact.base))
+    if claim is None or claim.after_demotion != fact.after_demotion:
+        claim = _unmeasured(state, fact)
     if fact.experiment in state.experiments:
         state.experiments[fact.experiment].status = "accepted" if fact.accepted else "rejected"
     if claim is None:
@@ -389,12 +401,22 @@ def _verdict(state: State, fact: Verdict, at: float) -> None:
         state.cpu_ratio[claim.candidate] = ratio * state.cpu_ratio.get(claim.base, 1.0)
 
 
+def _to_port(state: State, fact: Verdict) -> None:
+    claim = state.latest.get(fact.experiment)
+    if claim is not None:
+        asked = state.to_port.setdefault(claim.node, {})
+        asked[fact.experiment] = Conflict(claim.base, claim.candidate, state.champion, fact.reason)
+        if len(asked) > TO_PORT_KEPT:
+            del asked[next(iter(asked))]
+
+
 def _unmeasured(state: State, fact: Verdict) -> Claim | None:
     """An accepted idea that cannot be carried onto the moved champion gets its verdict there without a claim."""
     twin = state.latest.get(fact.experiment)
     if twin is None:
         return None
     claim = replace(twin, base=fact.base, pairs=[], drawn=Counter(), failed="", verdict=None, holdout=None, weighed=0)
+    claim.after_demotion = fact.after_demotion
     _stand_for(state, claim)
     return claim
 
@@ -422,7 +444,8 @@ def _promoted(state: State, fact: Promotion, at: float) -> None:
     state.champion = fact.candidate
     state.champions.add(fact.candidate)
     landed = (fact.experiment, *fact.ideas)
-    state.accepted = {k: c for k, c in state.accepted.items() if c.experiment not in landed and not c.ideas}
+    state.accepted = {key: claim for key, claim in state.accepted.items() if claim.experiment not in landed}
+    _unstack(state)
     state.final, state.final_failures = [], 0  # pairs of an earlier champion say nothing of this one
     for experiment in landed:
         if experiment in state.experiments:
@@ -430,6 +453,11 @@ def _promoted(state: State, fact: Promotion, at: float) -> None:
     for idea in fact.ideas:
         if idea in state.latest:
             _answer(state, state.latest[idea].node, idea, "accepted")
+
+
+def _unstack(state: State) -> None:
+    """The champion moved: no set that was joined on the one before lands. Its ideas are accepted still."""
+    state.accepted = {key: claim for key, claim in state.accepted.items() if not claim.ideas}
 
 
 def _transfer(state: State, fact: TransferChecked, at: float) -> None:
@@ -443,6 +471,27 @@ def _transfer(state: State, fact: TransferChecked, at: float) -> None:
 
 def _rechecked(state: State, fact: ChampionRechecked, at: float) -> None:
     state.rechecked.append(fact)
+
+
+def _demoted(state: State, fact: Demotion, at: float) -> None:
+    """The ideas that it undoes are claims to come: each is carried onto the restored champion and confirmed anew."""
+    undone = [promotion for promotion in state.line if promotion.number in fact.undone]
+    state.demotions.append(fact)
+    state.champion = fact.restored
+    _unstack(state)
+    state.rechecks.clear()  # of champions that are none any more
+    state.final, state.final_failures = [], 0
+    for promotion in undone:
+        for idea in promotion.landed:
+            if promotion.claim_kind == "gain":
+                state.campaign = state.campaign.taken_back()
+            _undo(state, idea)
+
+
+def _undo(state: State, experiment: str) -> None:
+    if experiment in state.latest and experiment in state.experiments:
+        state.experiments[experiment].status = "demoted, to be confirmed again"
+        state.undone[experiment] = state.latest[experiment]
 
 
 def _spent(state: State, fact: Spent, at: float) -> None:
@@ -478,6 +527,7 @@ _HANDLERS: Mapping[type, Callable[[State, Any, float], None]] = {
     Promotion: _promoted,
     TransferChecked: _transfer,
     ChampionRechecked: _rechecked,
+    Demotion: _demoted,
     Spent: _spent,
     Trouble: _trouble,
     StudyFinished: _finished,

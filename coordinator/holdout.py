@@ -113,7 +113,9 @@ class Gate:
         """Pass or fail; None while answers are to come. Two ideas may have come to one tree: it is not asked twice."""
         known = self.state.holdout.get((self.claim.candidate, self.claim.base))
         if known is not None:
-            return replace(known, experiment=self.claim.experiment, at=self.now, node_s=0.0)
+            claim = self.claim
+            again = replace(known, experiment=claim.experiment, after_demotion=claim.after_demotion)
+            return replace(again, at=self.now, node_s=0.0)
         looks = list(self._looks())
         failed = next((look for look in looks if isinstance(look, Failure)), None)
         if failed is not None:  # in one word: its own words could carry the text that it was asked about
@@ -152,6 +154,7 @@ class Gate:
             reason=reason,
             at=self.now,
             node_s=sum(outcome.scoring_s for outcome in self._heard() if isinstance(outcome, Measurement)),
+            after_demotion=claim.after_demotion,
         )
 
     def _heard(self) -> Iterator[Outcome]:

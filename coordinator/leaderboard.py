@@ -17,6 +17,7 @@ from coordinator.wording import (
     code,
     count,
     date,
+    demotion,
     direction,
     lines,
     machinery_failures,
@@ -48,6 +49,7 @@ def leaderboard_md(history: History) -> str:
     parts = (
         _header(history, line),
         _frontier(history, line),
+        _demotions(history),
         _together(history),
         _pending(history),
         _rejected(history),
@@ -142,6 +144,17 @@ def _frontier(history: History, line: Sequence[Step]) -> str:
         "baseline is the sum of the published gains along the line."
     )
     return f"## Frontier\n\n{table((*head, 'date (UTC)', 'author', 'request'), rows)}\n\n{told}"
+
+
+def _demotions(history: History) -> str:
+    if not history.demotions:
+        return ""
+    told = (
+        "A champion that is no better than an earlier one on fresh seeds steps down, and with it what landed on "
+        "top. The earlier tree landed again; each idea has to be confirmed there anew."
+    )
+    lines_ = [f"- {demotion(history, found)[:1].upper()}{demotion(history, found)[1:]}" for found in history.demotions]
+    return "## Demoted\n\n" + told + "\n\n" + "\n".join(lines_)
 
 
 def _step(history: History, step: Step) -> tuple[str, ...]:

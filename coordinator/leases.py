@@ -41,11 +41,11 @@ def trial_id(candidate: str, seed: int, platform: str, purpose: Purpose, number:
 
 
 def platforms_gone(state: State, presence: Mapping[str, Presence], patience_s: float, now: float) -> set[str]:
-    """Platforms that measured claims, and of whose nodes none was heard for so long."""
+    """Platforms that measured claims, and of whose nodes none was heard for so long, while others were."""
     if now - state.session_started <= patience_s:
         return set()
     here = {state.platform_of(uid) for uid, known in presence.items() if now - known.heard_at <= patience_s}
-    return state.noise.keys() - here
+    return state.noise.keys() - here if here else set()
 
 
 def in_vain(claim: Claim) -> bool:
@@ -183,10 +183,10 @@ class Leases:
     def _rechecks(self) -> Iterator[BlockDrawn]:
         """One pair at a time, as a check of transfer."""
         due = owed_recheck(self._state, self._config.decision)
-        if due is None or not wants_pair(due.of(self._state), self._config.decision):
+        if due is None or not wants_pair(due, self._config.decision, self._state.rule):
             return
         if not any(drawn.fact.purpose == "recheck" for drawn in self._state.outstanding.values()):
-            for uid in self._least_used(due.platform)[:1]:
+            for uid in self._least_used(due.claim.platform)[:1]:
                 yield self._draw(uid, "recheck", due.ancestor, [due.champion], [])
 
     def _transfers(self) -> Iterator[BlockDrawn]:

@@ -7,6 +7,7 @@ are a pure function of facts, so whatever is killed half-way is repeated with th
 from collections.abc import Mapping
 from pathlib import Path
 
+from coordinator import demotions
 from coordinator.forges import Request
 from coordinator.promotion import (
     PromotionDossier,
@@ -17,7 +18,7 @@ from coordinator.promotion import (
     title,
     words_of,
 )
-from swarm.records import ExperimentAdmitted, Promotion, Screened, StudyOpened
+from swarm.records import Demotion, ExperimentAdmitted, Promotion, Screened, StudyOpened
 from swarm.repo import Repo
 
 AUTHOR = "swarm <swarm@localhost>"
@@ -32,12 +33,12 @@ class Lineage:
         self.repo = Repo.create(path)
         self._study = study
         self._commits = {ref.removeprefix(COMMITS): sha for ref, sha in self.repo.refs(COMMITS).items()}
-        self._baseline = ""
+        self._baseline = self._first = ""
 
     @property
     def baseline(self) -> str:
         """The first commit of the study."""
-        return self._commits[self._baseline]
+        return self._first
 
     def open(self, opened: StudyOpened, task: Mapping[str, bytes]) -> None:
         """The baseline with the whole task folder beside it, as it was when the study was opened."""
@@ -48,6 +49,7 @@ class Lineage:
             self._keep(
                 opened.baseline, self.repo.commit(files, parents=[], message=message, author=AUTHOR, at=opened.at)
             )
+        self._first = self._commits[opened.baseline]
         self.repo.set_ref(f"refs/heads/swarm/{self._study}/baseline", self.baseline)
 
     def advance(self, fact: Screened, admitted: ExperimentAdmitted) -> None:
@@ -68,6 +70,10 @@ class Lineage:
     def promoted(self, fact: Promotion) -> None:
         """The champion is the very commit that landed, not the one of its branch."""
         self._commits[fact.candidate] = fact.commit
+
+    def demoted(self, fact: Demotion) -> None:
+        """The restored champion is the commit that landed on top, not the one of its own promotion."""
+        self._commits[fact.restored] = fact.commit
 
     def request(self, dossier: PromotionDossier) -> Request:
         """The commit and the branch of a promotion, and what people read of it.
@@ -108,6 +114,19 @@ class Lineage:
     def _trailers(self, dossier: PromotionDossier, idea: ExperimentAdmitted) -> str:
         experiment = idea.proposal.idea if dossier.absorbed else dossier.verdict.experiment
         return f"Swarm-Experiment: {experiment}\nSwarm-Author: {author_of(dossier, idea)}\n"
+
+    def demotion(self, told: demotions.Dossier) -> Request:
+        """The commit and the branch by which an earlier champion's tree lands again; no history is written anew."""
+        commit = self.repo.commit(
+            {**told.files, demotions.record_path(told): demotions.record_json(told)},
+            parents=[self._commits[told.champion]],
+            message=f"{demotions.title(told)}\n\nSwarm-Kind: demotion\n",
+            author=AUTHOR,
+            at=told.found.at,
+        )
+        branch = demotions.branch_name(told)
+        self.repo.set_ref(f"refs/heads/{branch}", commit)
+        return Request(branch, commit, demotions.title(told), demotions.request_body(told))
 
     def _keep(self, candidate: str, commit: str) -> None:
         self._commits[candidate] = commit

@@ -3,6 +3,8 @@
 Pure. The syntax-aware three-way merge itself is `swarm.merge`; here stands what its result means for a Claim.
 """
 
+from typing import NamedTuple
+
 from swarm.merge import Clash, MergeConflict, merge_files
 from swarm.records import Carried, Files, candidate_id
 
@@ -10,18 +12,26 @@ CLASHES_TOLD = 3  # of one conflict; a verdict's reason is shown to 200-300 char
 SIDE_CHARS = 60  # of each side: a constant's whole line, the first changed line of a function
 
 
-def carry(experiment: str, base: Files, idea: Files, champion: Files, onto: str, now: float) -> Carried | str:
-    """Carry an idea (made on `base`) onto the moved champion, or say in a sentence why that is not possible.
+class Refusal(NamedTuple):
+    """Why an idea is not carried, in a sentence; whether its author could still port it."""
+
+    reason: str
+    to_port: bool = False
+
+
+def carry(experiment: str, base: Files, idea: Files, champion: Files, onto: str, now: float) -> Carried | Refusal:
+    """Carry an idea (made on `base`) onto the moved champion, or say why that is not possible.
 
     The result is another tree than the one that was confirmed: it has to be confirmed itself.
     """
     try:
         merged = merge_files(base, idea, champion)
     except MergeConflict as conflict:
-        return f"in conflict with the moved champion: {_told(conflict.clashes)}; its author is asked to port it"
+        told = f"in conflict with the moved champion: {_told(conflict.clashes)}; its author is asked to port it"
+        return Refusal(told, to_port=True)
     candidate = candidate_id(merged)
     if candidate == onto:
-        return "the moved champion already contains this idea"
+        return Refusal("the moved champion already contains this idea")
     return Carried(experiment=experiment, candidate=candidate, onto=onto, files=merged, at=now)
 
 

@@ -13,8 +13,8 @@ from coordinator.briefs import Briefs
 from coordinator.fold import absorb
 from coordinator.holdout import Gate, asked_of, landing, released
 from coordinator.leases import BLOCKS_IN_VAIN, Leases, Presence, in_vain, platforms_gone
-from coordinator.merging import carry
-from coordinator.rechecks import rechecked
+from coordinator.merging import Refusal, carry
+from coordinator.rechecks import due_demotion, rechecked
 from coordinator.reproduction import Accepted, Rejected, Undecided, decide, paired_interval, rejected_for, rule_for
 from coordinator.shams import judged, raised
 from coordinator.stacking import is_final, step, why_closed
@@ -26,6 +26,7 @@ from swarm.records import (
     Block,
     BlockLost,
     Carried,
+    ChampionRechecked,
     ExperimentAdmitted,
     Fact,
     NodeInfo,
@@ -59,7 +60,15 @@ class Promote:
     number: int
 
 
-Action = Promote | Fact
+@dataclass(frozen=True)
+class Demote:
+    """Land the earlier champion's tree again; likewise."""
+
+    found: ChampionRechecked
+    number: int
+
+
+Action = Promote | Demote | Fact
 
 
 class Mind:
@@ -116,7 +125,7 @@ class Mind:
             return []
         actions: list[Action] = [*self._membership(now), *self._lost_blocks(now), *self._admissions(now)]
         actions += [*self._verdicts(now), *self._shams(now)]
-        actions += [*checked(self.state, self.config.decision, now), *self._promotions(now)]
+        actions += [*checked(self.state, self.config.decision, now), *(self._demotion(now) or self._promotions(now))]
         if (compared := rechecked(self.state, self.config.decision, now)) is not None:
             actions.append(compared)
         return actions or self._leases(now) or self._ending(now)
@@ -202,6 +211,8 @@ class Mind:
             return self._close(claim, "the champion already contains this idea", now)
         if claim.failed:
             return self._close(claim, claim.failed, now)
+        if claim.twin:
+            return self._close(claim, f"experiment {claim.twin} comes to the same tree, and was claimed before", now)
         if claim.ideas and (reason := why_closed(self.state, claim)):
             return self._close(claim, reason, now)
         if claim.base != self.state.champion and not claim.pairs and not in_flight:
@@ -216,7 +227,7 @@ class Mind:
             return None
         if isinstance(decision, Accepted) and (objection := self._too_slow(claim) or self._badly_kept(claim)):
             return self._close(claim, objection, now)
-        return self._verdict_of(claim, decision, decision.reason, now)
+        return self._verdict_of(claim, decision, decision.reason + self._where(claim), now)
 
     def _too_slow(self, claim: Claim) -> str:
         """CPU time over the study's baseline, chained through the champion's run in each block so that load cancels."""
@@ -240,8 +251,6 @@ class Mind:
 
     def _verdict_of(self, claim: Claim, decision: Accepted | Rejected, reason: str, now: float) -> Verdict:
         trials = tuple(t for pair in claim.pairs for t in (pair.champion_trial, pair.candidate_trial))
-        nodes = {pair.node for pair in claim.pairs}
-        where = self._where(claim, nodes) if claim.pairs else ""
         finite = bool(claim.pairs)
         return Verdict(
             experiment=claim.experiment,
@@ -256,13 +265,15 @@ class Mind:
             bar=claim.bar,
             noise=claim.noise.sd,
             evidence=trials,
-            nodes=len(nodes),
-            reason=reason + where,
+            nodes=len({pair.node for pair in claim.pairs}),
+            reason=reason,
             at=now,
             claim_kind=claim.kind,
+            after_demotion=claim.after_demotion,
         )
 
-    def _where(self, claim: Claim, nodes: set[str]) -> str:
+    def _where(self, claim: Claim) -> str:
+        nodes = {pair.node for pair in claim.pairs}
         own = ", the proposer's own among them" if claim.node in nodes else ""
         few = " (three other nodes were not there)" if len(nodes - {claim.node}) < 3 else ""
         return f"; confirmed on {len(nodes)} node{'s' if len(nodes) > 1 else ''}{own}{few}"
@@ -270,8 +281,8 @@ class Mind:
     def _carry_over(self, claim: Claim, now: float) -> Fact:
         """Nothing has been measured against a base that is no longer the champion: start again on the new one."""
         carried = self._carried(claim, now)
-        if isinstance(carried, str):
-            return self._close(claim, carried, now)
+        if isinstance(carried, Refusal):
+            return replace(self._close(claim, carried.reason, now), to_port=carried.to_port)
         return carried
 
     def _promotions(self, now: float) -> list[Action]:
@@ -299,6 +310,25 @@ class Mind:
         gone = platforms_gone(self.state, self.presence, self.config.nodes.lost_after_s, now)
         return step(self.state, gone, now)
 
+    def _demotion(self, now: float) -> list[Action]:
+        """A champion that steps down, and then its ideas, one after another onto the one that is restored."""
+        for claim in self.state.undone.values():
+            return [self._carry_accepted(claim, now)]
+        found = due_demotion(self.state)
+        if found is None or now < self._retry_promotion_at or self._is_landing(found.at):
+            return []
+        return [Demote(found, len(self.state.demotions) + 1)]
+
+    def _is_landing(self, since: float) -> bool:
+        """Whether a promotion may be half done: what could land before a demotion was due lands first, and falls."""
+        state = self.state
+        for claim in state.accepted.values():
+            if claim.base == state.champion and not awaits_check(claim, state, self.config.decision):
+                told = claim.verdict if claim.holdout is None else claim.holdout
+                if not claim.awaits_holdout and told is not None and told.at <= since:
+                    return True
+        return False
+
     def _gate(self, now: float) -> Gate | None:
         """What the holdout says of the claim that would land next; None when it need not be asked."""
         claim = landing(self.state)
@@ -310,17 +340,22 @@ class Mind:
 
     def _carry_accepted(self, claim: Claim, now: float) -> Fact:
         carried = self._carried(claim, now)
-        if not isinstance(carried, str):
+        if not isinstance(carried, Refusal):
             return carried
-        return self._close(replace(claim, base=self.state.champion, pairs=[], verdict=None), carried, now)
+        fresh = replace(claim, base=self.state.champion, pairs=[], verdict=None)
+        closed = self._close(replace(fresh, after_demotion=len(self.state.demotions)), carried.reason, now)
+        return replace(closed, to_port=carried.to_port)
 
-    def _carried(self, claim: Claim, now: float) -> Fact | str:
+    def _carried(self, claim: Claim, now: float) -> Fact | Refusal:
         files, champion = self.state.files, self.state.champion
         if claim.sham:
-            return "the champion moved before a pair of it had run"
+            return Refusal("the champion moved before a pair of it had run")
         carried = carry(claim.experiment, files[claim.base], files[claim.candidate], files[champion], champion, now)
+        if isinstance(carried, Carried):
+            carried = replace(carried, after_demotion=len(self.state.demotions))
         if claim.kind == "simplification" and isinstance(carried, Carried):
-            return carried if is_simpler(carried.files, files[champion]) else "the moved champion has as little code"
+            simpler = is_simpler(carried.files, files[champion])
+            return carried if simpler else Refusal("the moved champion has as little code")
         return carried
 
     # --- leases ---
@@ -373,7 +408,7 @@ class Mind:
     def _open_business(self) -> bool:
         """Confirmations in flight, and accepted claims on their way to the forge, come before the final comparison."""
         state = self.state
-        if any(d.fact.purpose == "confirm" for d in state.outstanding.values()):
+        if any(d.fact.purpose == "confirm" for d in state.outstanding.values()) or due_demotion(state) is not None:
             return True
         landing = [claim for claim in state.accepted.values() if claim.base == state.champion]
         return any(not awaits_check(claim, state, self.config.decision) for claim in landing)

@@ -16,6 +16,7 @@ _INERT = str.maketrans({"`": "'", "<": "‹", "|": "/", "[": "(", "]": ")", "\\"
 def inline(text: str, limit: int = 80) -> str:
     """One line that is safe in a title, a table cell and a commit message: no markup, mention, link or issue number."""
     words = " ".join(_visible(text).translate(_INERT).split())
+    words = re.sub(r"(?<=\w)#(?=\w)", " #", words)  # local#3 is local no. 3
     words = re.sub(r"#(?=\w)|\bGH-(?=\d)", "no. ", words, flags=re.IGNORECASE).replace("://", ": //")
     return _cut(words, limit)
 

@@ -18,6 +18,7 @@ from coordinator.wording import (
     code,
     count,
     date,
+    demotion,
     direction,
     duration,
     holdout,
@@ -217,10 +218,13 @@ def _outcome(history: History, trial: TrialFinished | None) -> str:
 def _rechecks(history: History) -> str:
     if not history.rechecks:
         return ""
-    told = ["## Champions against earlier champions", "Fresh seeds, drawn on the way; they decide nothing."]
+    told = ["## Champions against earlier champions", "Fresh seeds; a champion that is no better steps down."]
     for found in history.rechecks:
         told.append(f"After {recheck(history, found)}.")
         told.append(_evidence(history, history.pairs(found), "champion before", "champion"))
+    for undone in history.demotions:
+        words_ = demotion(history, undone)
+        told.append(f"**{words_[:1].upper()}{words_[1:]}.** It landed as {words(undone.request, 80) or '–'}.")
     return "\n\n".join(told)
 
 

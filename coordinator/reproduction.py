@@ -33,9 +33,10 @@ HOLDOUT_SHARE = 2.0 / 3.0  # at 1/2 every fifth promotion is false where 1 of 10
 
 LOWEST_BAR = 30.0  # even where every idea is good, 30:1 is the least we call reproduced
 PRIOR_ODDS_FACTOR = 4.0  # (1 - l) / l for a local false-discovery rate of l = 0.2 at the boundary
-# A new study behaves as if 1 of 40 confirmations had won. At 1 of 20, where 2 % of the ideas are good, 4.4 % of the
-# promotions are false (1000 campaigns), at 1 of 40 2.5 %, for 1 to 3 points of power at 2 sd.
-PRIOR_PROMOTIONS, PRIOR_CONFIRMATIONS = 1.0, 40.0
+# A new study behaves as if 1 of 38 confirmations had won. At 1 of 20, where 2 % of the ideas are good, 4.4 % of the
+# promotions are false (1000 campaigns); here 2.9 %, for a point or two of power at 2 sd. At 1 of 39 four of the largest
+# gains would no longer be enough, where the noise is known from eight seeds (152:1).
+PRIOR_PROMOTIONS, PRIOR_CONFIRMATIONS = 1.0, 38.0
 NOT_WORSE_BAR = 20.0  # a fair bet on "it loses the margin" grows so much with a chance of at most 1 in 20
 NOT_WORSE_REJECT = 0.1  # at 0.5, as for gains, half of the edits that change nothing would be turned away
 FORGETTING = 1.0 - 1.0 / 150.0  # per confirmation: ideas get harder to find as a study ages

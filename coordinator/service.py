@@ -12,13 +12,15 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
+from coordinator import demotions
 from coordinator.belief import Border
-from coordinator.forges import Forge
+from coordinator.forges import Forge, Opened, Request
 from coordinator.handout import piece_of
 from coordinator.lineage import Lineage
-from coordinator.mind import Mind, Promote
+from coordinator.mind import Action, Demote, Mind, Promote
 from coordinator.press import LEADERBOARD, pages
 from coordinator.promotion import Absorbed, PromotionDossier, transfer_json, transfer_path
+from coordinator.rechecks import undone_by
 from coordinator.roster import Roster
 from coordinator.stacking import landing_trees
 from coordinator.state import Claim, Transfer
@@ -30,6 +32,7 @@ from swarm.history import busy_share, history
 from swarm.ledger import Ledger
 from swarm.records import (
     CoordinatorStarted,
+    Demotion,
     Fact,
     Promotion,
     Screened,
@@ -203,12 +206,14 @@ class Service:
         if self.clock() > self._pages_at:
             self._write_pages()
 
-    def _act(self, actions: Iterable[Promote | Fact]) -> bool:
-        """Commit decided facts, carry out promotions. True when there may be more to decide."""
+    def _act(self, actions: Iterable[Action]) -> bool:
+        """Commit decided facts, carry out promotions and demotions. True when there may be more to decide."""
         facts: list[Fact] = []
         for action in actions:
             if isinstance(action, Promote):
                 facts += self._promote(action)
+            elif isinstance(action, Demote):
+                facts += self._demote(action)
             elif isinstance(action, StudyFinished):
                 facts.append(replace(action, busy=busy_share(self._facts)))
             else:
@@ -235,6 +240,8 @@ class Service:
             self.lineage.advance(fact, self.mind.state.experiments[fact.experiment].admitted)
         elif isinstance(fact, Promotion):
             self.lineage.promoted(fact)
+        elif isinstance(fact, Demotion):
+            self.lineage.demoted(fact)
 
     def _trouble(self, where: str, message: str) -> None:
         """Record what failed and was survived; the same words of the same place once a minute are enough."""
@@ -306,18 +313,49 @@ class Service:
     def _promote(self, action: Promote) -> list[Fact]:
         """Land a claim; every step may be repeated after a kill, names and commits are deterministic."""
         claim = self.mind.state.claims[action.claim]
+        request = self.lineage.request(self._dossier(claim, action.number))
+        opened = self._land(request)
+        if opened is None:
+            return []
+        now, number, commit = self.clock(), action.number, request.commit
+        claimed = claim.experiment, claim.candidate, claim.base
+        return [Promotion(number, *claimed, commit, opened.name, now, claim.kind, claim.ideas)]
+
+    def _demote(self, action: Demote) -> list[Fact]:
+        """Land the tree of an earlier champion; likewise."""
+        found, undone = action.found, undone_by(self.mind.state, action.found)
+        request = self.lineage.demotion(self._demotion(action))
+        opened = self._land(request)
+        if opened is None:
+            return []
+        numbers, champion = tuple(promotion.number for promotion in undone), self.mind.state.champion
+        demoted = found.number, champion, found.ancestor, numbers
+        return [Demotion(action.number, *demoted, request.commit, opened.name, self.clock())]
+
+    def _land(self, request: Request) -> Opened | None:
+        """Open and merge a request; None where the forge did not."""
         try:
             self._prepare_forge()
-            request = self.lineage.request(self._dossier(claim, action.number))
             opened = self.forge.open(self.study.repo_path, request)
             self.forge.merge(self.study.repo_path, request)
         except (ForgeError, TreeMismatch, PrerequisiteError) as error:  # a person can mend it while the study goes on
             self.mind.postpone_promotion(self.clock() + FORGE_RETRY_S)
             self._trouble("forge", str(error))
-            return []
-        now, number, commit = self.clock(), action.number, request.commit
-        claimed = claim.experiment, claim.candidate, claim.base
-        return [Promotion(number, *claimed, commit, opened.name, now, claim.kind, claim.ideas)]
+            return None
+        return opened
+
+    def _demotion(self, action: Demote) -> demotions.Dossier:
+        state, found = self.mind.state, action.found
+        assert state.opened is not None
+        return demotions.Dossier(
+            study=state.opened,
+            number=action.number,
+            found=found,
+            champion=state.champion,
+            undone=undone_by(state, found),
+            evidence=tuple(state.blocks[state.block_of[trial]].finished[trial] for trial in found.evidence),
+            files=state.files[found.ancestor],
+        )
 
     def _dossier(self, claim: Claim, number: int) -> PromotionDossier:
         state = self.mind.state
@@ -374,7 +412,12 @@ class Service:
     def _publish(self, files: Mapping[str, str]) -> None:
         """The shared branch shows what was known at the last promotion or check, and at the end; not every minute."""
         state = self.mind.state
-        news = (len(state.promotions), len(state.rechecked), len(files), state.finished is not None)
+        news = (
+            len(state.promotions),
+            len(state.rechecked) + len(state.demotions),
+            len(files),
+            state.finished is not None,
+        )
         if news in ((0, 0, 1, False), self._published):
             return
         try:

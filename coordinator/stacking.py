@@ -88,8 +88,8 @@ def landing_trees(state: State, claim: Claim) -> tuple[Files, ...]:
 
 
 def twin_of(state: State, candidate: str) -> Claim | None:
-    """The waiting claim that comes to this very tree on the champion: its author carried it over as well."""
-    for claim in state.accepted.values():
+    """The claim on an old champion that comes to this very tree on the new one: its author carried it over as well."""
+    for claim in [*state.accepted.values(), *state.open_claims.values()]:
         try:
             if _waits(state, claim) and candidate_id(_onto(state, state.files[state.champion], claim)) == candidate:
                 return claim

@@ -13,6 +13,7 @@ from swarm.records import (
     BlockDrawn,
     ChampionRechecked,
     ClaimKind,
+    Demotion,
     Direction,
     ExperimentAdmitted,
     Files,
@@ -68,12 +69,14 @@ class Claim:
     kind: ClaimKind = "gain"
     sham: int = 0  # its number, if the coordinator raised it to audit itself; then there is no such experiment
     carried: bool = False  # by the coordinator, onto a champion that had moved; no longer anybody's branch tip
+    twin: int = 0  # number of an earlier experiment that comes to the same tree on this base
     ideas: tuple[str, ...] = ()  # of a set of accepted ideas: their experiments, in the order in which they land
     pairs: list[Pair] = field(default_factory=list)
     drawn: Counter[str] = field(default_factory=Counter)  # node -> blocks that it was given for this claim
     failed: str = ""  # why the candidate failed on a fresh seed, if it did
     verdict: Verdict | None = None
     holdout: HoldoutAnswered | None = None
+    after_demotion: int = 0  # that it was carried in the wake of: one idea may come to one champion twice
     weighed: int = field(default=0, compare=False)  # a cache of the mind: so many pairs left it undecided
 
     @property
@@ -94,6 +97,15 @@ class Claim:
         if self.holdout is not None and not self.holdout.passed:
             return f"rejected: {self.holdout.reason}"
         return "accepted" if self.verdict.accepted else f"rejected: {self.verdict.reason}"
+
+
+class Conflict(NamedTuple):
+    """An idea that no merge could carry onto a champion."""
+
+    base: str  # that it was made on
+    candidate: str
+    onto: str  # the champion then
+    sides: str
 
 
 @dataclass
@@ -163,8 +175,11 @@ class State:
     transfers: dict[ClaimKey, Transfer] = field(default_factory=dict)
     rechecks: dict[tuple[str, str], Recheck] = field(default_factory=dict)  # by champion and ancestor
     rechecked: list[ChampionRechecked] = field(default_factory=list)
+    demotions: list[Demotion] = field(default_factory=list)
+    undone: dict[str, Claim] = field(default_factory=dict)  # by experiment: promoted once, to be carried and confirmed
     answers: dict[str, dict[str, str]] = field(default_factory=dict)  # node -> experiment -> what came of its claim
     answered: Counter[str] = field(default_factory=Counter)  # node -> how often that changed
+    to_port: dict[str, dict[str, Conflict]] = field(default_factory=dict)  # node -> experiment -> with what
     verdicts: int = 0
     holdout: dict[tuple[str, str], HoldoutAnswered] = field(default_factory=dict)  # by candidate and base
     calibration: dict[str, dict[str, list[Measurement]]] = field(default_factory=dict)  # platform -> candidate -> runs
@@ -190,6 +205,12 @@ class State:
     scale: Scale | None = None  # that the Task names
 
     # --- reading ---
+
+    @property
+    def line(self) -> list[Promotion]:
+        """The promotions between baseline and champion, oldest first; those that were undone are no part of it."""
+        undone = {number for demotion in self.demotions for number in demotion.undone}
+        return [promotion for promotion in self.promotions if promotion.number not in undone]
 
     @property
     def direction(self) -> Direction:

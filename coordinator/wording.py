@@ -18,6 +18,7 @@ from swarm.history import Experiment, History, Lines, Pair, failure_of, score_of
 from swarm.proxy import proxy_health
 from swarm.records import (
     ChampionRechecked,
+    Demotion,
     HoldoutAnswered,
     Interaction,
     Platform,
@@ -50,9 +51,9 @@ class Step(NamedTuple):
 
 
 def steps(history: History) -> tuple[Step, ...]:
-    """The line of champions, oldest first."""
+    """The line of champions, oldest first; without the promotions that were undone."""
     found: list[Step] = []
-    for promotion in history.promotions:
+    for promotion in history.line:
         verdict = history.verdict_on(promotion)
         gain = verdict.effect if verdict else 0.0
         experiment = history.by_idea.get(promotion.experiment)
@@ -74,7 +75,7 @@ def steps(history: History) -> tuple[Step, ...]:
 
 
 def _landed(history: History, promotion: Promotion) -> tuple[Experiment, ...]:
-    ideas = promotion.ideas or (promotion.experiment,)
+    ideas = promotion.landed
     return tuple(history.by_idea[idea] for idea in ideas if idea in history.by_idea)
 
 
@@ -189,9 +190,12 @@ class Numbers(NamedTuple):
 def numbers(history: History) -> Numbers:
     """The number format of one study."""
     told = noise(history)
-    if told is None or not (isfinite(told.sd) and told.sd > 0):
-        return Numbers(4)
-    return Numbers(min(max(1 - floor(log10(told.sd)), 2), 6))
+    return numbers_at(told.sd if told else 0.0)
+
+
+def numbers_at(sd: float) -> Numbers:
+    """The number format where this is the noise; 0: nobody knows."""
+    return Numbers(min(max(1 - floor(log10(sd)), 2), 6) if isfinite(sd) and sd > 0 else 4)
 
 
 def percent(gain: float, baseline: float | None) -> str:
@@ -249,6 +253,24 @@ def recheck(history: History, found: ChampionRechecked) -> str:
         return f"promotion {found.number}: {found.reason}"
     measured = f"{write.gain(found.gain)} {write.interval(found.low, found.high)} on {count(found.pairs, 'fresh seed')}"
     return f"promotion {found.number}: {measured}, published {write.gain(found.published)}; {found.reason}"
+
+
+def demotion(history: History, found: Demotion) -> str:
+    """Which promotions a demotion undid, and why."""
+    undone = [p for p in history.promotions if p.number in found.undone]
+    told = next((recheck(history, r) for r in history.rechecks if r.number == found.rechecked), "")
+    fallen = ", ".join(f"promotion {p.number} ({_now(history, p)})" for p in undone)
+    restored = next((f"promotion {p.number}" for p in history.promotions if p.candidate == found.restored), "baseline")
+    return f"demotion {found.number}, back to the {restored}: undone {fallen}; {told}"
+
+
+def _now(history: History, promotion: Promotion) -> str:
+    """What became of the idea of a promotion that was undone."""
+    experiment = history.by_idea.get(promotion.experiment)
+    words_ = {"claimed": "being confirmed again", "accepted": "confirmed again", "rejected": "not confirmed again"}
+    if experiment is not None and experiment.promotion is not None:
+        return f"now promotion {experiment.promotion.number}"
+    return words_.get(experiment.status, experiment.status) if experiment is not None else "unknown"
 
 
 def words(text: str, limit: int = 100) -> str:

@@ -27,8 +27,10 @@ class Data(NamedTuple):
     fingerprint: str
 
 
-def prepare_data(task: Task, folder: Path, given: str, home: Path) -> Data | None:
+def prepare_data(task: Task, folder: Path, given: str, home: Path, *, shown: bool = False) -> Data | None:
     """The data of a Task: the `given` folder where it exists, else made below `home`. None when the Task has none.
+
+    `shown`: what the Task's script prints goes to our own output, as somebody may be waiting for a download.
 
     Raises:
         TaskError: the Task's script failed, or left no manifest with a fingerprint.
@@ -41,11 +43,18 @@ def prepare_data(task: Task, folder: Path, given: str, home: Path) -> Data | Non
     home.mkdir(parents=True, exist_ok=True)
     argv = command(task.commands.prepare, folder.resolve(), {"data": out.resolve()})
     try:
-        done = subprocess.run(argv, cwd=home, stdin=subprocess.DEVNULL, capture_output=True, timeout=PREPARE_LIMIT_S)
+        done = subprocess.run(
+            argv,
+            cwd=home,
+            stdin=subprocess.DEVNULL,
+            stdout=None if shown else subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            timeout=PREPARE_LIMIT_S,
+        )
     except subprocess.TimeoutExpired as error:
         raise TaskError(f"{task.commands.prepare} took longer than {PREPARE_LIMIT_S:.0f} s; run it by hand") from error
     if done.returncode:
-        said = (done.stderr or done.stdout).decode("utf-8", "replace").strip().splitlines()
+        said = (done.stderr or done.stdout or b"").decode("utf-8", "replace").strip().splitlines()
         raise TaskError(f"preparing the data of {task.name} failed: {said[-1] if said else f'exit {done.returncode}'}")
     return read_data(out)
 

@@ -75,25 +75,39 @@ def data_for(
     """The data that this Node works with: the study's where it can be had, else its own. None when the Task has none.
 
     Raises:
-        TaskError: the Task's script failed, or left no manifest with a fingerprint.
+        TaskError: the Task's script failed or left no manifest with a fingerprint, and the study's can not be had.
     """
     wanted = setup.fingerprint
     received = home / f"received-{wanted[:16]}"
     if wanted and task.has_data and _is_whole(received, wanted):
         return read_data(received)
-    own = prepare_data(task, folder, setup.data, home)
-    if own is None or wanted in ("", own.fingerprint):
+    own, lacks = _own_data(task, folder, setup, home)
+    if not lacks:
         return own
-    differs = f"its own data has fingerprint {own.fingerprint[:12]}, the study's {wanted[:12]}"
     try:
         data = receive_data(fetch, wanted, received)
     except NotReceived as error:
         copy = f"copy {setup.data} of the coordinator's machine to the same path here"
         advice = f"{copy}, or set nodes.data to a folder that both machines see, and join again"
-        tell(f"{differs}: scores compare only under one, so its own are kept apart ({error}); {advice}")
+        if own is None:
+            raise TaskError(f"{lacks}; the study's was not received ({error}): {advice}") from error
+        tell(f"{lacks}: scores compare only under one, so its own are kept apart ({error}); {advice}")
         return own
-    tell(f"{differs}: it received the study's and works with that, in {received}")
+    tell(f"it received the study's and works with that, in {received} ({lacks})")
     return data
+
+
+def _own_data(task: Task, folder: Path, setup: Setup, home: Path) -> tuple[Data | None, str]:
+    """What this Node makes itself, and in words why that will not do; no words when it does, or nothing is asked."""
+    try:
+        own = prepare_data(task, folder, setup.data, home)
+    except TaskError as error:  # no network, no such folder of texts, a package that is missing
+        if not setup.fingerprint:
+            raise
+        return None, str(error)
+    if own is None or setup.fingerprint in ("", own.fingerprint):
+        return own, ""
+    return own, f"its own data has fingerprint {own.fingerprint[:12]}, the study's {setup.fingerprint[:12]}"
 
 
 def receive_data(fetch: Fetch, fingerprint: str, out: Path) -> Data:

@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from swarm.records import CoordinatorStarted, Fact, TrialFinished
+from swarm.records import CoordinatorStarted, Fact, HoldoutAnswered, TrialFinished
 
 
 class _Span(NamedTuple):
@@ -18,9 +18,10 @@ def time_of(fact: Fact) -> float:
 
 
 def busy_share(facts: Iterable[Fact]) -> float:
-    """Share of the nodes' time that they spent inside trials, from 0 to 1.
+    """Share of the nodes' time that they spent inside trials and at scoring on the holdout, from 0 to 1.
 
-    Inside a trial is from the start of its training process to the end of its scoring, by the node's clock. A node
+    Inside a trial is from the start of its training process to the end of its scoring, by the node's clock. What is
+    scored on the holdout runs between trials; how long it took is known for all nodes together only. A node
     counts from the start of its first trial to the end of the study's last one, on whatever node that ran: a node that
     joins late is not blamed for its absence, one that leaves early or waits is. The time from a coordinator's last fact
     to the start of the next coordinator is a pause and does not count, except where trials ran in it. Attempts that
@@ -28,8 +29,10 @@ def busy_share(facts: Iterable[Fact]) -> float:
     """
     by_node: defaultdict[str, list[_Span]] = defaultdict(list)
     pauses: list[_Span] = []
-    newest = 0.0
+    newest = there = 0.0
     for fact in facts:
+        if isinstance(fact, HoldoutAnswered):
+            there += max(0.0, fact.node_s)
         if isinstance(fact, TrialFinished) and fact.ended_at > fact.started_at:
             by_node[fact.node].append(_Span(fact.started_at, fact.ended_at))
         if isinstance(fact, CoordinatorStarted) and newest and fact.at > newest:
@@ -39,7 +42,7 @@ def busy_share(facts: Iterable[Fact]) -> float:
         return 0.0
     last = max(span.end for spans in by_node.values() for span in spans)
     shares = [_busy_of_node(spans, pauses, last) for spans in by_node.values()]
-    return min(1.0, sum(busy for busy, _ in shares) / sum(total for _, total in shares))
+    return min(1.0, (there + sum(busy for busy, _ in shares)) / sum(total for _, total in shares))
 
 
 def _busy_of_node(spans: list[_Span], pauses: list[_Span], last: float) -> tuple[float, float]:

@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple, TypeVar
 from swarm.records import (
     Carried,
     ClaimRaised,
+    Demotion,
     ExperimentAdmitted,
     Fact,
     Failure,
@@ -69,6 +70,7 @@ class Experiment:
     holdout: HoldoutAnswered | None = None
     """The newest; one that did not pass is the last word."""
     promotion: Promotion | None = None
+    """That stands; None where it was undone."""
     status: Status = "waiting"
 
     @property
@@ -135,10 +137,12 @@ class Experiment:
         return lines_changed(self.parent_files, self.admitted.proposal.files)
 
 
-def read_experiment(number: int, admitted: ExperimentAdmitted, parent: Files, fates: Sequence[Fate]) -> Experiment:
+def read_experiment(
+    number: int, admitted: ExperimentAdmitted, parent: Files, fates: Sequence[Fate | Demotion]
+) -> Experiment:
     """Tell one idea from the facts that name it, in ledger order; of its trials, the screening only."""
     trials, screenings = only(fates, TrialFinished), only(fates, Screened)
-    promotions, transfers = only(fates, Promotion), only(fates, TransferChecked)
+    promotions, transfers = only(_since_demotion(fates), Promotion), only(fates, TransferChecked)
     holdout = only(fates, HoldoutAnswered)
     return Experiment(
         number=number,
@@ -155,21 +159,27 @@ def read_experiment(number: int, admitted: ExperimentAdmitted, parent: Files, fa
     )
 
 
-def _status(fates: Sequence[Fate]) -> Status:
+def _status(fates: Sequence[Fate | Demotion]) -> Status:
     """The strongest fact decides; among claims and verdicts the newest, as a carried claim is an open one again."""
-    if any(isinstance(fact, Promotion) for fact in fates):
+    if any(isinstance(fact, Promotion) for fact in _since_demotion(fates)):
         return "promoted"
     for fact in reversed(fates):
         if isinstance(fact, TransferChecked) and fact.bars or isinstance(fact, HoldoutAnswered) and not fact.passed:
             return "rejected"
         if isinstance(fact, Verdict):
             return "accepted" if fact.accepted else "rejected"
-        if isinstance(fact, ClaimRaised | Carried):
+        if isinstance(fact, ClaimRaised | Carried | Demotion):
             return "claimed"
     return _status_of_screening(fates)
 
 
-def _status_of_screening(fates: Sequence[Fate]) -> Status:
+def _since_demotion(fates: Sequence[Fate | Demotion]) -> Sequence[Fate | Demotion]:
+    """What came after the last time that its promotion was undone."""
+    last = max((place for place, fact in enumerate(fates) if isinstance(fact, Demotion)), default=-1)
+    return fates[last + 1 :]
+
+
+def _status_of_screening(fates: Sequence[Fate | Demotion]) -> Status:
     screened = only(fates, Screened)
     if not screened:
         return "failed" if any(failure_of(trial) for trial in only(fates, TrialFinished)) else "waiting"

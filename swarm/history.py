@@ -21,6 +21,7 @@ from swarm.records import (
     ChampionRechecked,
     ClaimRaised,
     CoordinatorStarted,
+    Demotion,
     Direction,
     ExperimentAdmitted,
     Fact,
@@ -66,9 +67,11 @@ class History:
     opened: StudyOpened | None
     experiments: tuple[Experiment, ...]
     promotions: tuple[Promotion, ...]
+    """All that ever landed; `line` leaves out what was undone."""
     interactions: tuple[Interaction, ...]
     holdout_answers: tuple[HoldoutAnswered, ...]
     rechecks: tuple[ChampionRechecked, ...]
+    demotions: tuple[Demotion, ...]
     shams: tuple[ShamJudged, ...]
     """Sham edits that the chain has judged; those of which no pair had run say nothing, and are left out."""
     trials: Mapping[str, TrialFinished]
@@ -105,7 +108,16 @@ class History:
 
     @property
     def champion(self) -> str:
-        return self.promotions[-1].candidate if self.promotions else self.baseline
+        return self.line[-1].candidate if self.line else self.baseline
+
+    @cached_property
+    def line(self) -> tuple[Promotion, ...]:
+        """The promotions between baseline and champion, oldest first."""
+        return tuple(promotion for promotion in self.promotions if self.demotion_of(promotion) is None)
+
+    def demotion_of(self, promotion: Promotion) -> Demotion | None:
+        """What undid a promotion."""
+        return next((d for d in self.demotions if promotion.number in d.undone), None)
 
     @property
     def self_reported(self) -> bool:
@@ -144,7 +156,8 @@ class History:
         """The verdict that a promotion rests on."""
         experiment = self.by_idea.get(promotion.experiment)
         verdicts = experiment.verdicts if experiment else ()
-        return next((v for v in reversed(verdicts) if v.accepted and v.base == promotion.base), None)
+        known = [v for v in verdicts if v.accepted and v.base == promotion.base and v.at <= promotion.at]
+        return known[-1] if known else None  # an idea may be promoted, undone and promoted again on the same base
 
     def holdout_on(self, promotion: Promotion) -> HoldoutAnswered | None:
         """What the holdout said of the tree that landed; None where it was not asked."""
@@ -169,7 +182,7 @@ class History:
     def stacked(self, promotion: Promotion) -> tuple[Experiment, ...]:
         """The ideas that a promotion brings, newest first: the claimed one and those kept below it since its base."""
         found: dict[str, Experiment] = {}
-        for idea in promotion.ideas or (promotion.experiment,):
+        for idea in promotion.landed:
             experiment = self.by_idea.get(idea)
             while experiment is not None and experiment.idea not in found and experiment.candidate != promotion.base:
                 found[experiment.idea] = experiment
@@ -222,6 +235,7 @@ def history(facts: Iterable[Fact]) -> History:
         interactions=only(told, Interaction),
         holdout_answers=only(told, HoldoutAnswered),
         rechecks=only(told, ChampionRechecked),
+        demotions=only(told, Demotion),
         shams=tuple(sham for sham in only(told, ShamJudged) if sham.verdict.pairs),
         trials={fact.trial: fact for fact in only(told, TrialFinished)},
         blocks={fact.block: fact for fact in only(told, BlockDrawn)},
@@ -254,9 +268,12 @@ def _files(facts: Sequence[Fact]) -> dict[str, Files]:
 
 def _experiments(facts: Sequence[Fact], files: Mapping[str, Files], *, over: bool) -> Iterator[Experiment]:
     """Numbered by admission; a node without anything further to try has nothing running."""
-    fates: defaultdict[str, list[Fate]] = defaultdict(list)
+    fates: defaultdict[str, list[Fate | Demotion]] = defaultdict(list)
     together = {fact.experiment: fact.ideas for fact in only(facts, Promotion) if fact.ideas}
     for fact in facts:
+        if isinstance(fact, Demotion):
+            for idea in _undone(fact, facts):
+                fates[idea].append(fact)
         if isinstance(fact, Fate) and not (isinstance(fact, TrialFinished) and fact.purpose != "screen"):
             for idea in together.get(fact.experiment, (fact.experiment,)):
                 fates[idea].append(fact)
@@ -270,6 +287,12 @@ def _experiments(facts: Sequence[Fact], files: Mapping[str, Files], *, over: boo
             experiment = replace(experiment, status="running")
             occupied.add(fact.node)
         yield experiment
+
+
+def _undone(demotion: Demotion, facts: Sequence[Fact]) -> Iterator[str]:
+    """The ideas that fall with it."""
+    undone = (promotion for promotion in only(facts, Promotion) if promotion.number in demotion.undone)
+    return (idea for promotion in undone for idea in promotion.landed)
 
 
 def _lost(facts: Sequence[Fact]) -> set[str]:

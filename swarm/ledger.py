@@ -62,7 +62,8 @@ CREATE VIEW promotion AS SELECT
     FROM fact WHERE kind = 'promotion';
 """
 
-# What later formats added: 2 the answers of the holdout and what they say of an experiment, 3 ideas that are joined.
+# What later formats added: 2 the answers of the holdout and what they say of an experiment, 3 ideas that are joined
+# and promotions that are undone.
 _ADDED = """
 CREATE VIEW experiment AS SELECT
     row_number() OVER (ORDER BY f.seq) AS number, f.at,
@@ -72,6 +73,8 @@ CREATE VIEW experiment AS SELECT
     json_extract(f.body, '$.proposal.hypothesis') AS hypothesis,
     CASE
         WHEN EXISTS (SELECT 1 FROM fact p WHERE p.kind = 'promotion'
+                     AND NOT EXISTS (SELECT 1 FROM fact d, json_each(d.body, '$.undone') u
+                                     WHERE d.kind = 'demotion' AND u.value = json_extract(p.body, '$.number'))
                      AND (json_extract(p.body, '$.experiment') = json_extract(f.body, '$.proposal.idea')
                           OR EXISTS (SELECT 1 FROM json_each(p.body, '$.ideas') i
                                      WHERE i.value = json_extract(f.body, '$.proposal.idea')))) THEN 'promoted'

@@ -412,6 +412,10 @@ class ClaimRaised:
         return f"claim:{self.experiment}:{self.base}:{self.node}"
 
 
+def _again(after_demotion: int) -> str:
+    return f":{after_demotion}" if after_demotion else ""
+
+
 @dataclass(frozen=True)
 class Carried:
     """An idea was carried onto a champion that had moved meanwhile; the new tree has to be confirmed itself."""
@@ -422,11 +426,12 @@ class Carried:
     onto: str
     files: Files
     at: float
+    after_demotion: int = 0  # number of the newest one; a champion that came back is carried onto anew
     kind: Literal["carried"] = "carried"
 
     @property
     def key(self) -> str:
-        return f"carried:{self.experiment}:{self.onto}"
+        return f"carried:{self.experiment}:{self.onto}{_again(self.after_demotion)}"
 
 
 @dataclass(frozen=True)
@@ -488,11 +493,13 @@ class Verdict:
     reason: str
     at: float
     claim_kind: ClaimKind = "gain"
+    after_demotion: int = 0  # as of the Carried that it answers; 0 for a claim that a node raised
+    to_port: bool = False  # in conflict with a champion that had moved; its author is asked to write it anew
     kind: Literal["verdict"] = "verdict"
 
     @property
     def key(self) -> str:
-        return f"verdict:{self.experiment}:{self.base}"
+        return f"verdict:{self.experiment}:{self.base}{_again(self.after_demotion)}"
 
 
 @dataclass(frozen=True)
@@ -546,11 +553,12 @@ class HoldoutAnswered:
     reason: str
     at: float
     node_s: float = 0.0  # node time that the scoring took
+    after_demotion: int = 0  # as of the Verdict that it is about
     kind: Literal["holdout_answered"] = "holdout_answered"
 
     @property
     def key(self) -> str:
-        return f"holdout:{self.experiment}:{self.base}"
+        return f"holdout:{self.experiment}:{self.base}{_again(self.after_demotion)}"
 
 
 @dataclass(frozen=True)
@@ -572,6 +580,11 @@ class Promotion:
     @property
     def key(self) -> str:
         return f"promotion:{self.number}"
+
+    @property
+    def landed(self) -> tuple[str, ...]:
+        """The experiments that it brings."""
+        return self.ideas or (self.experiment,)
 
 
 @dataclass(frozen=True)
@@ -606,7 +619,7 @@ class TransferChecked:
 
 @dataclass(frozen=True)
 class ChampionRechecked:
-    """The champion against the champion of some promotions before, on fresh seeds. It is told, and decides nothing."""
+    """The champion against the champion of some promotions before, on fresh seeds. One that is no better is demoted."""
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
     number: int  # of the promotion that made it due
@@ -618,6 +631,9 @@ class ChampionRechecked:
     high: float | None
     pairs: int
     evidence: tuple[str, ...]  # trial ids, ancestor and champion alternating
+    noise: float  # s, sd of a paired gain
+    likelihood_ratio: float  # of a gain worth having against none
+    demotes: bool  # the ancestor is to be the champion again
     reason: str
     at: float
     kind: Literal["champion_rechecked"] = "champion_rechecked"
@@ -625,6 +641,26 @@ class ChampionRechecked:
     @property
     def key(self) -> str:
         return f"rechecked:{self.number}"
+
+
+@dataclass(frozen=True)
+class Demotion:
+    """A champion was no better than an earlier one, whose tree landed again on top. Its ideas are examined anew."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+    number: int
+    rechecked: int  # number of the promotion whose comparison found it
+    champion: str  # that stepped down
+    restored: str  # candidate that is the champion again
+    undone: tuple[int, ...]  # numbers of the promotions that it undoes
+    commit: str
+    request: str  # the forge's name for the pull request
+    at: float
+    kind: Literal["demotion"] = "demotion"
+
+    @property
+    def key(self) -> str:
+        return f"demotion:{self.number}"
 
 
 @dataclass(frozen=True)
@@ -669,7 +705,7 @@ class StudyFinished:
     low: float | None
     high: float | None
     pairs: int
-    busy: float  # share of node time between first and last trial spent inside trials
+    busy: float  # share of node time between first and last trial spent inside trials or scoring on the holdout
     at: float
     kind: Literal["study_finished"] = "study_finished"
 
@@ -702,6 +738,7 @@ Fact = Annotated[
     | Promotion
     | TransferChecked
     | ChampionRechecked
+    | Demotion
     | Spent
     | Trouble
     | StudyFinished,
@@ -724,6 +761,17 @@ class Tried:
 
 
 @dataclass(frozen=True)
+class ToPort:
+    """An idea of this node that was claimed, and that no merge can carry onto the champion."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+    experiment: str
+    hypothesis: str
+    diff: str  # what it changes, cut to 2 000 characters; quoted data, not instructions
+    sides: str  # what idea and champion made of what both changed; likewise
+
+
+@dataclass(frozen=True)
 class Brief:
     """What a researcher works from. A new version is sent whenever any of it changes."""
 
@@ -741,6 +789,7 @@ class Brief:
     in_flight: tuple[str, ...]  # hypotheses that others are testing now
     explore: bool  # False near the end: confirmations and the final comparison only
     margin: float = 0.0  # in units of s; what a tip with less code may lose and still be claimed
+    to_port: tuple[ToPort, ...] = ()  # oldest first
 
 
 @dataclass(frozen=True)

@@ -191,7 +191,10 @@ def _scale(raw: _TaskFile, where: str) -> Scale | None:
 def _read_toml(folder: Path, file: str) -> str:
     path = folder / file
     if not folder.is_dir():
-        raise TaskError(f"no task folder at {folder}; the shipped one is `baseline`")
+        raise TaskError(
+            f"no task folder at {folder} (from {Path.cwd()}): name yours with --set task=FOLDER; the shipped one is "
+            "`baseline` in the swarm's own folder"
+        )
     try:
         return path.read_text("utf-8")
     except FileNotFoundError as error:

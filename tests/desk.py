@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from coordinator.belief import Border
-from coordinator.mind import Action, Mind, Promote
+from coordinator.mind import Action, Demote, Mind, Promote
+from coordinator.rechecks import undone_by
 from coordinator.state import State
 from swarm.config import parse_config
 from swarm.records import (
@@ -16,6 +17,7 @@ from swarm.records import (
     ClaimKind,
     ClaimRaised,
     CoordinatorStarted,
+    Demotion,
     ExperimentAdmitted,
     Fact,
     Failure,
@@ -161,7 +163,14 @@ class Desk:
         raise AssertionError("the mind never comes to rest")
 
     def carried_out(self, actions: Iterable[Action]) -> list[Fact]:
-        return [self._promotion(action) if isinstance(action, Promote) else action for action in actions]
+        return [self._landed(action) if isinstance(action, Promote | Demote) else action for action in actions]
+
+    def _landed(self, action: Promote | Demote) -> Fact:
+        if isinstance(action, Promote):
+            return self._promotion(action)
+        found, undone = action.found, tuple(p.number for p in undone_by(self.state, action.found))
+        demoted = found.number, self.state.champion, found.ancestor, undone
+        return Demotion(action.number, *demoted, "sha", "local#1", self.now)
 
     def _promotion(self, action: Promote) -> Promotion:
         claim = self.state.claims[action.claim]

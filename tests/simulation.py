@@ -64,6 +64,7 @@ class World:
     at_scale: Mapping[str, float] = field(default_factory=dict)  # switch -> true gain at the larger scale
     seed_sd: float = 0.012  # common to all candidates with one seed
     own_sd: float = 0.004  # of one candidate's run
+    lucky: Mapping[str, float] = field(default_factory=dict)  # switch -> gain that is gone once it has been promoted
     search_only: Mapping[str, float] = field(default_factory=dict)  # switch -> gain on the searched split alone
     slow: Mapping[str, float] = field(default_factory=dict)  # switch -> factor on CPU time
     crash: frozenset[str] = frozenset()  # switches that crash
@@ -71,6 +72,7 @@ class World:
     ideas: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # node -> the switches it thinks of; else all
     seeds: bool = False  # the script sets its seed, so that a sham can be made of it
     now: float = 1_000_000.0
+    seen_through: set[str] = field(default_factory=set)  # switches whose luck is over
 
     def clock(self) -> float:
         return self.now
@@ -98,11 +100,12 @@ class World:
         if self.crash.intersection(on) or spec.purpose == "transfer" and self.too_large.intersection(on):
             return Failure("candidate", "crash", "RuntimeError: no")
         scaled = spec.purpose == "transfer"
+        luck = sum(self.lucky.get(name, 0.0) for name in on if name not in self.seen_through)
         effects, level = ({**self.effects, **self.at_scale}, 1.6) if scaled else (self.effects, 2.0)
         score = level - sum(effects[name] + self.search_only.get(name, 0.0) for name in on)
         score -= sum(gain for name, gain in self.lines.items() if f"{name} = 0" not in spec.files["train.py"])
         score -= sum(gain for both, gain in self.together.items() if set(both) <= set(on))
-        score += Random(f"seed {spec.seed}").gauss(0, self.seed_sd)
+        score += Random(f"seed {spec.seed}").gauss(0, self.seed_sd) - luck
         score += Random(f"{spec.candidate} {spec.seed}").gauss(0, self.own_sd)
         cpu = 5.0
         for name in on:

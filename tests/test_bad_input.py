@@ -255,6 +255,12 @@ def test_a_port_in_use_is_named_with_the_fix(place: Path) -> None:
     assert f"port {port} on this machine is in use" in said.sentence and "--port" in said.err
 
 
+@pytest.mark.parametrize("port", ["10002", "19999"])
+def test_a_port_of_the_workers_is_none_for_the_head(place: Path, port: str) -> None:
+    words = swarm(place, "coordinator", "--set", "task=task", "--port", port).sentence
+    assert f"port {port}" in words and "10002 to 19999" in words and "--port" in words
+
+
 HOLDER = """
 import sys
 from pathlib import Path
@@ -324,6 +330,13 @@ def test_joining_with_a_file_that_holds_no_token(place: Path, content: bytes) ->
 def test_joining_an_address_that_is_none(place: Path, address: str) -> None:
     ensure_token(place / "token")
     assert "write it as HOST:PORT" in join(place, address=address).sentence
+
+
+@pytest.mark.parametrize("host", ["192.0.2.10", "0.0.0.0", "no-such-host.invalid", "a..b"])
+def test_waiting_for_nodes_at_an_address_of_another_machine(place: Path, host: str) -> None:
+    words = swarm(place, "coordinator", "--set", "task=task", "--host", host).sentence
+    assert f"--host '{host}' is not one address of this machine" in words and "hostname -I" in words
+    assert not (place / "studies").exists()
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "no-such-host.invalid"])

@@ -244,7 +244,7 @@ def test_show_a_promoted_experiment_with_its_diff_trials_and_evidence(place: Pla
     verdict = experiment.verdict
     assert verdict is not None and verdict.accepted
     seeds = [str(pair.candidate.seed) for pair in place.told.pairs(verdict) if pair.candidate]
-    evidence = said.out.partition("verdict: accepted")[2]
+    evidence = said.out.partition(": accepted")[2]
     assert len(seeds) == verdict.pairs and all(seed in evidence for seed in seeds)
 
 
@@ -364,6 +364,8 @@ def test_a_result_that_holds_is_reproduced_by_real_trials(place: Place) -> None:
     assert said.code == 0, said
     assert said.out.count(f"gain +{place.gain:.4f}") == 2, "each seed runs the base and the candidate"
     assert f"it holds: val_bpb better by {place.gain:.4f}" in said.out and "self-reported" in said.out
+    there = next(iter(place.told.platforms.values()))
+    assert f"the study ran on {there.device}" in said.out and "gains compare with its own, scores do not" in said.out
 
 
 def test_a_result_that_does_not_hold_is_said_so_with_exit_code_1(place: Place, tmp_path: Path) -> None:

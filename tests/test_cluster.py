@@ -22,6 +22,7 @@ from toy_agent import Toy
 
 from swarm import cluster as clusters
 from swarm.cluster import Cluster, InProcessCluster, LocalCluster, Member, RayCluster, Silence, Started, processes
+from swarm.cluster.starting import ray_environment
 from swarm.errors import ClusterError, PrerequisiteError
 
 TESTS = Path(__file__).parent
@@ -35,6 +36,20 @@ def until(holds: Callable[[], Any], what: str, timeout_s: float = 30.0) -> Any:
         assert time.monotonic() < deadline, f"not within {timeout_s:g} s: {what}"
         time.sleep(0.05)
     return value
+
+
+JOINS = """
+import sys, ray
+from ray._private.utils import check_version_info
+check_version_info({"ray_version": ray.__version__, "python_version": sys.argv[1]}, "this test")
+"""
+
+
+@pytest.mark.parametrize(("other", "joins"), [("{}.{}.99", True), ("{}.99.{}", False)])
+def test_a_node_joins_whose_python_differs_in_the_patch_only(other: str, joins: bool, tmp_path: Path) -> None:
+    env = ray_environment(tmp_path, tmp_path / "token", clusters.QUICK)
+    asked = [sys.executable, "-c", JOINS, other.format(*sys.version_info)]
+    assert (subprocess.run(asked, env=env, capture_output=True, check=False).returncode == 0) is joins
 
 
 class Lab:

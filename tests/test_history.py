@@ -16,6 +16,7 @@ from swarm.records import (
     Carried,
     CoordinatorStarted,
     Fact,
+    HoldoutAnswered,
     NodeLost,
     Screened,
     TrialFinished,
@@ -183,6 +184,13 @@ def test_busy_is_the_share_of_time_inside_trials() -> None:
     assert busy_share([]) == 0.0
     assert busy_share(spans(("a", 0, 10))) == 1.0
     assert busy_share(spans(("a", 0, 10), ("a", 20, 30))) == pytest.approx(20 / 30)
+
+
+def test_scoring_on_the_holdout_between_trials_is_no_idleness() -> None:
+    asked = HoldoutAnswered(1, "e", "c", "b", True, 0.1, 0.1, 3, "kept", 25.0, node_s=6.0)
+    assert busy_share([*spans(("a", 0, 10), ("a", 20, 30)), asked]) == pytest.approx(26 / 30)
+    assert busy_share([asked]) == 0.0
+    assert busy_share([*spans(("a", 0, 10)), asked]) == 1.0
 
 
 def test_a_node_that_joins_late_is_not_blamed_but_one_that_leaves_early_is() -> None:

@@ -339,6 +339,19 @@ def test_a_branch_has_one_open_claim_at_a_time() -> None:
     assert "open claim already" in desk.state.answers["uid-ant"][FINE.idea]
 
 
+def test_an_author_who_carried_its_idea_over_itself_is_not_measured_twice() -> None:
+    desk = ready("ant", "bee")
+    whole = proposal(edited(A1, B=1))
+    desk.claim("ant", GOOD)
+    desk.claim("bee", FINE)
+    desk.confirm({candidate_id(A1): 1.5, candidate_id(B1): 2.0})
+    desk.commit([Carried(FINE.idea, candidate_id(whole.files), candidate_id(A1), whole.files, desk.now)])
+    desk.admit("bee", replace(whole, parent=candidate_id(A1)))
+    desk.report(desk.heard("uid-bee", facts=(desk.claims("bee", whole, A1),)))
+    assert [claim.experiment for claim in desk.state.open_claims.values()] == [FINE.idea]
+    assert "is being confirmed" in desk.state.answers["uid-bee"][whole.idea]
+
+
 def test_two_ideas_that_became_the_same_tree_both_get_their_pairs() -> None:
     desk = ready("ant", "bee", "cat")
     whole = proposal(edited(A1, B=1))

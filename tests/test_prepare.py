@@ -360,6 +360,7 @@ def test_missing_library_is_told_with_its_remedy(tmp_path: Path, library: str, a
 )
 def test_request_that_makes_no_sense_is_refused(tmp_path: Path, asked: tuple[object, ...]) -> None:
     refused(run("--out", tmp_path / "data", *asked), str(asked[-1]), "choose")
+    assert not list(tmp_path.iterdir()), "nothing is left of it"
 
 
 def test_shards_of_what_has_none_are_refused(tmp_path: Path) -> None:
@@ -423,6 +424,7 @@ def test_changed_manifest_is_found(prepared: Path) -> None:
     text = (prepared / "manifest.json").read_text()
     (prepared / "manifest.json").write_text(text.replace(manifest_of(prepared)["fingerprint"], "0" * 64))
     refused(run("--out", prepared, "--verify"), "manifest.json was changed")
+    refused(run("--out", prepared, "--source", manifest_of(prepared)["asked"]["source"]), "another fingerprint")
 
 
 def test_other_data_in_the_folder_is_not_taken_for_what_is_asked(prepared: Path, tmp_path: Path) -> None:

@@ -290,6 +290,7 @@ def test_quotes_are_cut_and_never_empty() -> None:
     assert quote("  \n") == "```text\n(no words)\n```"
     assert len(quote("word " * 1000)) < 700
     assert inline("x" * 200, 10) == "x" * 9 + "…"
+    assert inline("landed as local#3, see #4") == "landed as local no. 3, see no. 4"
 
 
 def test_names_are_the_same_for_the_same_promotion() -> None:

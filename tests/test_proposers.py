@@ -14,7 +14,7 @@ from node.proposers.claude import Edit, apply_edits, prompt, quoted
 from node.proposers.tuner import Tuner
 from swarm.constants import constants
 from swarm.errors import ConfigError, PrerequisiteError, ProposalError
-from swarm.records import Brief, Files, Tried, Usage, candidate_id
+from swarm.records import Brief, Files, ToPort, Tried, Usage, candidate_id
 from swarm.source import idea_hash, lines_changed
 
 BASELINE = (Path(__file__).parent.parent / "baseline" / "train.py").read_text(encoding="utf-8")
@@ -296,6 +296,25 @@ class TestClaude:
             assert part in text
         assert "prints a better number gains nothing" in request["system"][0]["text"]
         assert request["system"][0]["cache_control"] == {"type": "ephemeral"}
+
+    def test_an_idea_in_conflict_is_asked_for_once_with_both_sides(self, api: StandIn) -> None:
+        sides = "both changed train.py:RATE (idea: RATE = 0.08; champion: RATE = 0.04)"
+        idea = ToPort("e1", "Double the rate", "-RATE = 0.02\n+RATE = 0.08\n", sides)
+        api.script.extend(call(reply("RATE = 0.04", f"RATE = 0.0{digit}")) for digit in (5, 6))
+        proposer = claude(api)
+        first = proposer.propose(ask(to_port=(idea,)))
+        proposer.propose(ask(to_port=(idea,)))
+        asked = ["".join(block["text"] for block in r["messages"][0]["content"]) for r in api.requests]
+        assert all(part in asked[0] for part in ("Double the rate", "+RATE = 0.08", sides, "Port it onto the files"))
+        assert "Port it" not in asked[1] and "RATE = 0.05" in first.files["train.py"]
+
+    def test_an_idea_in_conflict_is_asked_for_again_when_nobody_answered(self, api: StandIn) -> None:
+        api.script.extend([failure(529, "Overloaded")] * 5 + [call(reply("RATE = 0.04", "RATE = 0.05"))])
+        proposer, question = claude(api), ask(to_port=(ToPort("e1", "Double the rate", "", "both changed RATE"),))
+        with pytest.raises(ProposalError, match="could not be asked"):
+            proposer.propose(question)
+        proposer.propose(question)
+        assert "both changed RATE" in api.requests[-1]["messages"][0]["content"][-1]["text"]
 
 
 def test_the_prompt_is_pure_and_its_steady_parts_do_not_move() -> None:

@@ -203,6 +203,24 @@ def test_a_manifest_that_lists_files_outside_its_folder_is_none(name: str, tmp_p
 # ---- the real agent
 
 
+def test_who_cannot_make_the_data_gets_it_too_or_hears_both_reasons(tmp_path: Path) -> None:
+    there, folder = corpus(tmp_path / "there"), tmp_path / "task"
+    folder.mkdir()
+    for name, raw in {**task_files(), "prepare.py": b"raise SystemExit('prepare: no network')"}.items():
+        (folder / name).write_bytes(raw)
+    told: list[str] = []
+
+    def get(folder_of_the_study: Path) -> None:
+        wants = serve(folder_of_the_study)
+        data = data_for(load_task(folder), folder, SETUP, tmp_path / "home", wants, told.append)
+        assert data is not None and contents(data.folder) == contents(there)
+
+    with pytest.raises(TaskError, match=r"prepare: no network; .* was not received"):
+        get(tmp_path / "gone")
+    get(there)
+    assert len(told) == 1 and "prepare: no network" in told[0]
+
+
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("SWARM_NODE_HOME", str(tmp_path / "home"))

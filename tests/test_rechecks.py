@@ -1,4 +1,4 @@
-"""The champion against an earlier champion: due after so many promotions, on fresh seeds, told and nothing else."""
+"""The champion against an earlier champion: due after so many promotions, on fresh seeds; no better means demoted."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +11,7 @@ from coordinator.leaderboard import leaderboard_md
 from coordinator.rechecks import IN_VAIN
 from coordinator.report import report_md
 from swarm.history import history
-from swarm.records import BlockDrawn, BlockLost, ChampionRechecked, Files, Outcome, TrialFinished, candidate_id
+from swarm.records import BlockDrawn, BlockLost, ChampionRechecked, Files, Outcome, TrialFinished, Verdict, candidate_id
 
 STEP = 0.5  # that each promotion gains
 
@@ -54,8 +54,8 @@ def due() -> Desk:
     [
         (1.0, "it is better"),
         (1.7, "it is better, but by less than was published"),
-        (2.0, "on these seeds alone it is not certain to be better"),
-        (2.5, "it is worse"),
+        (2.0, "it is not better, and the champion before is restored"),
+        (2.5, "it is worse, and the champion before is restored"),
     ],
 )
 def test_what_is_left_of_the_published_gains_is_measured_and_told(score: float, words: str) -> None:
@@ -63,27 +63,29 @@ def test_what_is_left_of_the_published_gains_is_measured_and_told(score: float, 
     champion = desk.state.champion
     (found,) = compare(desk, {champion: score})
     assert (found.number, found.champion, found.ancestor) == (2, champion, candidate_id(BASELINE))
-    assert found.pairs == 3 and len(found.evidence) == 6
+    assert 3 <= found.pairs <= 12 and len(found.evidence) == 2 * found.pairs
     assert found.gain == pytest.approx(2.0 - score) and found.reason == words
-    effects = [claim.verdict.effect for claim in desk.state.claims.values() if claim.verdict]
+    effects = [fact.effect for fact in desk.of(Verdict) if isinstance(fact, Verdict)]
     assert found.published == pytest.approx(sum(effects))
-    assert desk.state.champion == champion, "it decides nothing"
+    assert found.demotes == (score >= 2.0) == (desk.state.champion == candidate_id(BASELINE))
     assert desk.replayed().state == desk.state
     told = history(fact for fact, _ in desk.facts)
     assert words in report_md(told) and words in leaderboard_md(told)
+    assert told.champion == desk.state.champion
 
 
 def test_it_is_made_once_and_on_seeds_that_nothing_else_used() -> None:
     desk = due()
-    compare(desk, {})
+    better = {desk.state.champion: 1.0}
+    compare(desk, better)
     promote(desk, edited(B1, C=1))
     assert not desk.outstanding("recheck") and len(compare(desk, {})) == 1
     blocks = [fact for fact in desk.of(BlockDrawn) if isinstance(fact, BlockDrawn)]
     ours = {seed for block in blocks if block.purpose == "recheck" for seed in block.seeds}
     others = {seed for block in blocks if block.purpose != "recheck" for seed in block.seeds}
-    assert len(ours) == 3 and ours.isdisjoint(others)
+    assert len(ours) >= 3 and ours.isdisjoint(others)
     promote(desk, edited(B1, C=1, D=1))
-    first, second = compare(desk, {})
+    first, second = compare(desk, {desk.state.champion: 1.0})
     assert (second.number, second.ancestor) == (4, first.champion)
 
 
@@ -107,7 +109,7 @@ def test_a_comparison_that_never_gives_a_pair_is_given_up_and_says_so() -> None:
     (found,) = compare(crashed, {crashed.state.champion: CRASH})
     assert found.pairs == 0 and found.gain is None and found.reason == "too few of its pairs gave two scores"
     lost = due()
-    for _ in range(3 + IN_VAIN):
+    for _ in range(IN_VAIN):
         (block,) = lost.outstanding("recheck")
         lost.commit([BlockLost(block.block, "the node is gone", lost.now)])
         lost.think()
@@ -132,5 +134,5 @@ def test_a_whole_study_compares_its_champions_on_the_way(tmp_path: Path) -> None
     (found,) = told.rechecks
     assert found.ancestor == told.baseline and found.champion == told.champion
     assert found.low is not None and 0 < found.low < 0.09 and found.reason.startswith("it is better")
-    audited = [run for run in swarm.facts() if isinstance(run, TrialFinished) and run.purpose == "recheck"]
-    assert len(audited) == 6
+    compared = [run for run in swarm.facts() if isinstance(run, TrialFinished) and run.purpose == "recheck"]
+    assert len(compared) == 2 * found.pairs and not told.demotions

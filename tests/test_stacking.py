@@ -1,31 +1,33 @@
 """Several accepted ideas wait for one champion: they are joined, measured together and landed as one promotion."""
 
-import sqlite3
 from collections.abc import Mapping
-from contextlib import closing
 from dataclasses import dataclass, field
+from io import StringIO
 from itertools import combinations
-from pathlib import Path
 from random import Random
 
 import pytest
-from desk import BASELINE, CRASH, Desk, edited, proposal
+from desk import BASELINE, CRASH, OTHER_PLATFORM, Desk, edited, info, measured, proposal, seeded, trial_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from simulation import Killed, Swarm, World
+from rich.console import Console
 
-from coordinator.service import Service
-from swarm.history import history
+from swarm.cli.view import LiveView
 from swarm.records import (
     BlockDrawn,
     Carried,
+    Demotion,
+    Fact,
     Files,
     HoldoutAnswered,
     Interaction,
+    NodeLost,
     Outcome,
     Promotion,
     Proposal,
+    Report,
     Stacked,
+    StudyFinished,
     Verdict,
     candidate_id,
 )
@@ -42,13 +44,14 @@ class Truth:
     gains: Mapping[str, float]
     pairs: Mapping[str, float] = field(default_factory=dict)
     crash: frozenset[str] = frozenset()  # raised together, these crash
-    twice: float = 0.0  # of B raised to 2
+    twice: Mapping[str, float] = field(default_factory=dict)  # of those raised to 2
 
     def __call__(self, files: Files) -> float | Outcome:
         on = {name for name in NAMES if f"{name} = 1" in files["train.py"]}
         if self.crash and self.crash <= on:
             return CRASH
-        gain = sum(self.gains[name] for name in on) + self.twice * ("B = 2" in files["train.py"])
+        gain = sum(self.gains[name] for name in on)
+        gain += sum(more for name, more in self.twice.items() if f"{name} = 2" in files["train.py"])
         return 2.0 - gain - sum(self.pairs.get(a + b, 0.0) for a, b in combinations(sorted(on), 2))
 
 
@@ -77,6 +80,16 @@ def settled(truth: Truth, ideas: Mapping[str, Proposal] = IDEAS, *, restart: boo
     return desk
 
 
+def joined(truth: Truth | None = None, **settings: object) -> tuple[Desk, Truth]:
+    """One idea has landed, and the others have just been joined; no run of their set has begun."""
+    desk, truth = Desk(settings), truth or Truth(GAINS)
+    waiting(desk)
+    while not desk.of(Stacked):
+        block = desk.outstanding("confirm")[0]
+        desk.run(block, {c: truth(desk.state.files[c]) for c in block.candidates})
+    return desk, truth
+
+
 def named(ideas: tuple[str, ...]) -> str:
     return "".join(name for idea in ideas for name in NAMES if IDEAS[name].idea == idea)
 
@@ -86,7 +99,7 @@ def promotions(desk: Desk) -> list[Promotion]:
 
 
 def landed(desk: Desk) -> list[str]:
-    return [named(p.ideas or (p.experiment,)) for p in promotions(desk)]
+    return [named(p.landed) for p in promotions(desk)]
 
 
 def interactions(desk: Desk) -> dict[str, Interaction]:
@@ -133,11 +146,12 @@ def test_of_two_that_do_not_go_together_the_larger_lands_and_the_other_is_judged
     told = last_verdict(desk, "C")
     assert not told.accepted and told.base == promotions(desk)[-1].candidate and told.pairs > 0
     assert desk.state.answers["uid-nC"][IDEAS["C"].idea].startswith("rejected")
+    assert not named_sets(desk) & set().union(*desk.state.answers.values()), "a set is nobody's claim"
 
 
 def test_ideas_that_changed_the_same_line_drop_out_with_both_sides_named() -> None:
     clash = {**IDEAS, "D": proposal(edited(BASELINE, B=2), hypothesis="Raise B more")}
-    truth = Truth(GAINS, twice=0.35)
+    truth = Truth(GAINS, twice={"B": 0.35})
     desk = settled(truth, clash)
     assert landed(desk) == ["A", "BC"]
     told = [f.reason for f, _ in desk.facts if isinstance(f, Verdict) and f.experiment == clash["D"].idea]
@@ -152,6 +166,34 @@ def test_a_set_that_crashes_leaves_its_ideas_to_smaller_sets() -> None:
     assert "crash" in last_verdict(desk, "D").reason
 
 
+def test_a_simplification_is_judged_by_itself() -> None:
+    desk, truth = Desk(), Truth(GAINS)
+    waiting(desk, {name: IDEAS[name] for name in "ABC"})
+    short = {"train.py": BASELINE["train.py"].replace("D = 0\n", "")}
+    desk.claim("nD", proposal(short), kind="simplification")
+    finish(desk, truth)
+    assert [len(fact.ideas) for fact in desk.of(Stacked) if isinstance(fact, Stacked)] == [2]
+    assert [(len(p.ideas), p.claim_kind) for p in promotions(desk)] == [(0, "gain"), (2, "gain"), (0, "simplification")]
+
+
+def test_a_set_that_does_harm_is_told_as_it_was_measured() -> None:
+    desk = settled(Truth(GAINS, pairs={"CD": -1.5}))
+    assert landed(desk)[:2] == ["A", "BC"]
+    told = interactions(desk)["BCD"]
+    assert told.gain == pytest.approx(0.9 - 1.5, abs=0.02) and told.pairs == 2
+
+
+def test_the_next_champion_has_a_batch_of_its_own() -> None:
+    more = {name: gain + 0.4 for name, gain in GAINS.items()}
+    desk, truth = settled(Truth(GAINS, twice=more)), Truth(GAINS, twice=more)
+    champion = desk.state.files[desk.state.champion]
+    for name in NAMES:
+        desk.claim(f"n{name}", proposal(edited(champion, **{name: 2}), parent=champion), base=champion)
+    finish(desk, truth)
+    assert [len(promotion.ideas) for promotion in promotions(desk)] == [0, 3, 0, 3]
+    assert all(f"{name} = 2" in desk.state.files[desk.state.champion]["train.py"] for name in NAMES)
+
+
 def test_a_set_that_fails_on_the_holdout_is_taken_apart() -> None:
     desk = Desk()
     tree = edited(BASELINE, A=1, B=1, C=1, D=1)
@@ -163,29 +205,185 @@ def test_a_set_that_fails_on_the_holdout_is_taken_apart() -> None:
 
 
 def test_nothing_else_lands_while_a_set_is_measured() -> None:
-    desk = Desk()
-    waiting(desk)
-    truth = Truth(GAINS)
-    while not desk.of(Stacked):
-        block = desk.outstanding("confirm")[0]
-        desk.run(block, {c: truth(desk.state.files[c]) for c in block.candidates})
+    desk, truth = joined()
     (stacked,) = (fact for fact in desk.of(Stacked) if isinstance(fact, Stacked))
+    champion = desk.state.files[stacked.onto]
+    fresh = proposal(edited(champion, D=2), parent=champion)
+    desk.claim("nA", fresh, base=champion)
+    scores = {c: truth(files) for c, files in desk.state.files.items()} | {candidate_id(fresh.files): 1.0}
+    while (fresh.idea, stacked.onto) not in desk.state.accepted:
+        block = next(b for b in desk.outstanding("confirm") if fresh.idea in b.experiments)
+        desk.run(block, scores)
     finish(desk, truth)
     after = [promotion for promotion in promotions(desk) if promotion.base == stacked.onto]
     assert [promotion.experiment for promotion in after] == [stacked.experiment]
 
 
 def test_an_idea_that_its_author_carries_over_while_it_waits_is_not_measured_twice() -> None:
-    desk, truth = Desk(), Truth(GAINS)
-    waiting(desk)
-    while not desk.of(Stacked):
-        block = desk.outstanding("confirm")[0]
-        desk.run(block, {c: truth(desk.state.files[c]) for c in block.candidates})
+    desk, _ = joined()
     champion = desk.state.files[desk.state.champion]
     again = proposal(edited(champion, B=1, C=0, D=0), parent=champion)
     desk.claim("nB", again, base=champion)
-    assert "about to land" in desk.state.answers["uid-nB"][again.idea]
+    assert "experiment 2 comes to the same tree" in desk.state.answers["uid-nB"][again.idea]
+    (told,) = (f for f, _ in desk.facts if isinstance(f, Verdict) and f.experiment == again.idea)
+    assert not told.accepted and not told.pairs
     assert all(claim.ideas for claim in desk.state.open_claims.values())
+
+
+def test_the_live_view_names_the_experiments_of_a_set() -> None:
+    desk, truth = joined()
+    assert "experiments 2, 3, 4 together" in shown(desk)
+    finish(desk, truth)
+    assert "champion: experiments 2, 3, 4 together" in shown(desk)
+
+
+def shown(desk: Desk) -> str:
+    paper = StringIO()
+    with LiveView(Console(file=paper, width=120, force_terminal=True)) as view:
+        view.facts(fact for fact, _ in desk.facts)
+        view.tick(desk.mind, desk.now)
+    return paper.getvalue()
+
+
+# --- whatever goes wrong, its ideas go on one by one -----------------------------------------------------
+
+
+def test_sets_whose_blocks_are_all_lost_give_way_to_their_ideas() -> None:
+    desk, truth = joined()
+    while any(claim.ideas for claim in desk.state.open_claims.values()):
+        block = next(b for b in desk.outstanding("confirm") if set(b.experiments) & named_sets(desk))
+        desk.report(desk.heard(block.node, holding=(block.block,)))
+        desk.report(desk.heard(block.node))  # its machine was killed by it
+        assert len(desk.of(BlockDrawn)) < 300
+    finish(desk, truth)
+    assert sorted("".join(landed(desk))) == sorted(NAMES) and not any(p.ideas for p in promotions(desk)[:2])
+
+
+def named_sets(desk: Desk) -> set[str]:
+    return {fact.experiment for fact in desk.of(Stacked) if isinstance(fact, Stacked)}
+
+
+def test_a_platform_that_lost_its_nodes_holds_up_nobody_else() -> None:
+    desk, truth = joined()
+    desk.now += desk.config.nodes.lost_after_s + 1
+    elsewhere = Report(node=info("far", OTHER_PLATFORM), brief="")
+    desk.report(elsewhere)
+    assert desk.of(NodeLost) and desk.state.open_claims
+    while blocks := desk.outstanding("calibrate"):
+        far_away(desk, blocks[0], {})
+    champion = desk.state.files[desk.state.champion]
+    idea = proposal(edited(champion, D=5), parent=champion)
+    desk.claim("far", idea, base=champion)
+    while blocks := [b for b in desk.outstanding("confirm") if b.node == "uid-far"]:
+        far_away(desk, blocks[0], {candidate_id(idea.files): 1.0})
+    assert promotions(desk)[-1].experiment == idea.idea
+    desk.now += 1
+    desk.report(*(desk.heard(f"uid-n{name}") for name in NAMES))  # they are back
+    finish(desk, truth)
+    assert {"A", "B", "C"} <= set("".join(landed(desk))) and not desk.state.open_claims and not desk.state.accepted
+
+
+def far_away(desk: Desk, block: BlockDrawn, scores: Mapping[str, float]) -> None:
+    outcomes = [measured(scores.get(candidate, 2.0)) for candidate in block.candidates]
+    desk.vault.setdefault(block.node, {}).update(zip(block.trials, outcomes, strict=True))
+    facts = tuple(trial_of(block, i, outcome, desk.now, OTHER_PLATFORM) for i, outcome in enumerate(outcomes))
+    desk.report(desk.heard(block.node, facts=facts, holding=(block.block,)), desk.heard(block.node))
+    desk.report(desk.heard(block.node))
+
+
+def test_a_study_that_stops_while_a_set_is_measured_ends() -> None:
+    desk, truth = joined(stop={"wall_minutes": 60, "final_minutes": 10})
+    desk.now += 51 * 60
+    desk.report(*(desk.heard(f"uid-n{name}") for name in NAMES))
+    while blocks := desk.outstanding():
+        desk.run(blocks[0], {c: truth(desk.state.files[c]) for c in blocks[0].candidates})
+    desk.report(*(desk.heard(f"uid-n{name}", drained=True) for name in NAMES))
+    (finished,) = desk.of(StudyFinished)
+    assert isinstance(finished, StudyFinished) and finished.champion == desk.state.champion and finished.pairs >= 2
+
+
+def test_a_forge_that_is_away_when_a_set_would_land_gets_it_later() -> None:
+    desk, truth = joined()
+    desk.mind.postpone_promotion(desk.now + 100)
+    finish(desk, truth)
+    assert len(promotions(desk)) == 1 and not desk.of(Carried)
+    desk.now += 101
+    desk.report(desk.heard("uid-nA"))
+    assert len(promotions(desk)) == 2 and len(promotions(desk)[-1].ideas) == 3
+
+
+def test_a_set_whose_champion_moved_before_it_landed_is_forgotten() -> None:
+    desk, truth = joined()
+    desk.mind.postpone_promotion(desk.now + 100)
+    finish(desk, truth)
+    stacked, best = promotions(desk)[0], edited(desk.state.files[desk.state.champion], A=2)
+    desk.commit([Carried(stacked.experiment, candidate_id(best), desk.state.champion, best, desk.now)])
+    desk.commit([Promotion(2, stacked.experiment, candidate_id(best), desk.state.champion, "sha", "by hand", desk.now)])
+    assert not any(claim.ideas for claim in desk.state.accepted.values())
+    desk.now += 101
+    desk.report(desk.heard("uid-nA"))
+    finish(desk, truth)
+    assert not desk.state.open_claims and not desk.state.accepted and landed(desk)[-1] == "BCD"
+    assert len(desk.of(Interaction)) == 2, "measured anew, on the champion that it lands on"
+
+
+def test_a_set_whose_champion_stepped_down_is_forgotten_and_every_idea_still_gets_its_end() -> None:
+    desk, truth = joined()
+    desk.mind.postpone_promotion(desk.now + 100)
+    finish(desk, truth)
+    assert any(claim.ideas for claim in desk.state.accepted.values())
+    fallen, baseline = desk.state.champion, candidate_id(BASELINE)
+    desk.commit([Demotion(1, 1, fallen, baseline, (1,), "sha", "by hand", desk.now)])
+    assert desk.state.champion == baseline and not any(claim.ideas for claim in desk.state.accepted.values())
+    desk.now += 101
+    desk.report(desk.heard("uid-nA"))
+    finish(desk, truth)
+    assert not desk.state.open_claims and not desk.state.accepted
+    assert all(f"{name} = 1" in desk.state.files[desk.state.champion]["train.py"] for name in NAMES)
+    assert desk.replayed().state == desk.state
+
+
+# --- a function of the ledger ----------------------------------------------------------------------------
+
+
+@given(seed=st.integers(0, 10**6))
+@settings(max_examples=25, deadline=None)
+def test_order_of_arrival_duplicates_losses_and_restarts_change_nothing_that_is_believed(seed: int) -> None:
+    random, desk, truth = Random(seed), Desk(), Truth(GAINS, pairs={"BC": -0.7})
+    waiting(desk)
+    told: list[Fact] = []
+    while blocks := desk.outstanding("confirm"):
+        block, verdicts = random.choice(blocks), [fact for fact, _ in desk.facts if isinstance(fact, Verdict)]
+        if random.random() < 0.1:
+            desk.mind.gone(block.node)
+            desk.report(desk.heard(block.node))
+            continue
+        if random.random() < 0.3:
+            again = desk.replayed()
+            assert again.state == desk.state, "it is a function of the ledger"
+            again.presence = desk.mind.presence
+            desk.mind = again
+        told += arrive(desk, block, truth, random)
+        desk.commit(random.sample(told, min(5, len(told))))  # what arrives twice
+        assert [fact for fact, _ in desk.facts if isinstance(fact, Verdict)][: len(verdicts)] == verdicts
+    assert desk.replayed().state == desk.state
+    assert not desk.state.open_claims and not desk.state.accepted
+    champion = desk.state.files[desk.state.champion]["train.py"]
+    assert {name for name in NAMES if f"{name} = 1" in champion} in ({"A", "B", "D"}, {"A", "C", "D"})
+
+
+def arrive(desk: Desk, block: BlockDrawn, truth: Truth, random: Random) -> list[Fact]:
+    """The trials of a block, one report each, in any order."""
+    places, finished = list(range(len(block.trials))), []
+    random.shuffle(places)
+    for number, place in enumerate(places):
+        outcome = seeded(block, place, truth(desk.state.files[block.candidates[place]]))
+        desk.vault.setdefault(block.node, {})[block.trials[place]] = outcome
+        finished.append(trial_of(block, place, outcome, desk.now))
+        held = (block.block,) if number + 1 < len(places) else ()
+        desk.report(desk.heard(block.node, facts=(finished[-1],), holding=held))
+    desk.report(*map(desk.heard, desk.vault))
+    return [*finished]
 
 
 @pytest.mark.parametrize("pairs", [{}, {"BC": -0.7}, {"CD": -0.5, "BD": -0.6}], ids=["additive", "one", "two"])
@@ -211,79 +409,3 @@ def test_whatever_the_interactions_are_every_idea_gets_its_end(gains: list[float
         assert isinstance(before, float) and isinstance(after, float) and after < before, "each step is an advance"
     champion = files[desk.state.champion]["train.py"]
     assert {name for name in NAMES if f"{name} = 1" in champion} == set("".join(landed(desk)))
-
-
-# --- the whole loop ---------------------------------------------------------------------------------------
-
-TOGETHER = {("GOOD_1", "GOOD_2"): -0.16}  # the two are the same gain, had twice
-
-
-def swarm(folder: Path, **changes: object) -> Swarm:
-    """Five nodes with an idea each: three gains that add up, and a pair of which only one may stay."""
-    gains = {"GOOD_0": 0.09, "GOOD_1": 0.09, "GOOD_2": 0.08, "GOOD_3": 0.08, "NULL": 0.0}
-    ideas = {f"n{i}": (name,) for i, name in enumerate(gains)}
-    world = World(gains, together=TOGETHER, ideas=ideas)
-    settings = {"stop": {"wall_minutes": 40, "final_minutes": 3}}
-    return Swarm(folder, world, nodes=5, settings=settings, **changes)  # type: ignore[arg-type]
-
-
-def run_to_the_end(swarm: Swarm) -> Service:
-    for _ in range(200):
-        try:
-            return swarm.run()
-        except Killed:
-            continue
-    raise AssertionError("the study did not end within 200 lives")
-
-
-def switches(service: Service) -> set[str]:
-    text = service.mind.state.files[service.mind.state.champion]["train.py"]
-    return {line.split()[0] for line in text.splitlines() if line.endswith("True")}
-
-
-@pytest.mark.parametrize("kills", [0.0, 0.02], ids=["straight", "killed"])
-def test_three_gains_and_a_conflicting_pair_end_in_the_best_champion(tmp_path: Path, kills: float) -> None:
-    random = Random(1)
-
-    def faults(swarm: Swarm, tick: int) -> None:
-        if random.random() < kills:
-            raise Killed
-
-    study = swarm(tmp_path, faults=faults)
-    service = run_to_the_end(study)
-    assert switches(service) in ({"GOOD_0", "GOOD_1", "GOOD_3"}, {"GOOD_0", "GOOD_2", "GOOD_3"})
-    facts = study.facts()
-    stacks = [f for f in facts if isinstance(f, Promotion) and f.ideas]
-    assert stacks and any(isinstance(f, Interaction) for f in facts)
-    for promotion in stacks:
-        verdict = next(f for f in facts if isinstance(f, Verdict) and f.experiment == promotion.experiment)
-        assert verdict.candidate == promotion.candidate and verdict.base == promotion.base, "the very tree was measured"
-    for promotion in stacks:
-        assert_one_commit_per_idea(service, promotion)
-    told = history(facts)
-    with closing(sqlite3.connect(study.folder / "toy-1" / "ledger.sqlite")) as client:
-        status = dict(client.execute("SELECT idea, status FROM experiment"))
-    for promotion in stacks:
-        assert {told.by_idea[idea].status for idea in promotion.ideas} == {"promoted"}
-        assert {status[idea] for idea in promotion.ideas} == {"promoted"}
-        assert [experiment.idea for experiment in told.stacked(promotion)] == list(promotion.ideas)
-        words = "; ".join(told.by_idea[idea].hypothesis for idea in promotion.ideas)
-        assert words in (service.study.folder / "LEADERBOARD.md").read_text()
-    tip = service.repo.ref("refs/heads/swarm/best")
-    assert tip is not None
-    assert service.repo.read(tip, "train.py") == service.mind.state.files[service.mind.state.champion]["train.py"]
-
-
-def assert_one_commit_per_idea(service: Service, promotion: Promotion) -> None:
-    experiments = [service.mind.state.experiments[idea].admitted for idea in promotion.ideas]
-    (landed,) = service.repo.log(promotion.commit, 1)
-    commits = service.repo.log(landed.parents[1], len(experiments))[::-1]
-    assert [commit.trailer("Swarm-Experiment") for commit in commits] == list(promotion.ideas)
-    assert [commit.subject for commit in commits] == [e.proposal.hypothesis for e in experiments]
-    nodes = {node.uid: node.name for node in service.mind.state.nodes.values()}
-    assert [c.trailer("Swarm-Author") for c in commits] == [f"scripted on {nodes[e.node]}" for e in experiments]
-    assert commits[0].parents == landed.parents[:1], "they begin at the champion before"
-    files = service.mind.state.files[promotion.candidate]
-    assert service.repo.read(commits[-1].sha, "train.py") == files["train.py"]
-    assert service.repo.read(landed.sha, "train.py") == files["train.py"]
-    assert all(f"Swarm-Experiment: {idea}" in landed.message for idea in promotion.ideas)

@@ -373,6 +373,30 @@ def test_data_is_prepared_by_the_task_or_taken_as_given(answers: Workshop, print
     assert prepare_data(printed.task, printed.folder, "", tmp_path / "home") is None
 
 
+class Noting(Bare):
+    """Remembers what each box may read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.boxes: list[Box] = []
+
+    def start(self, box: Box) -> Popen[bytes]:
+        self.boxes.append(box)
+        return super().start(box)
+
+
+def test_no_box_of_a_trial_may_read_a_split_that_is_scored(answers: Workshop) -> None:
+    assert answers.data is not None
+    sandbox = Noting()
+    spec = replace(toy.spec_of(toy.HONEST), purpose="confirm")
+    run = run_trial(spec, workshop=replace(answers, sandbox=sandbox))
+    assert isinstance(run.outcome, Measurement) and run.outcome.audited
+    assert len(sandbox.boxes) == 3, "training, scoring and the audit"
+    for split in ("val", "holdout"):
+        hidden = answers.data.folder / split
+        assert not {hidden, *hidden.parents} & {path for box in sandbox.boxes for path in box.readable}
+
+
 def test_a_preparation_that_fails_says_why(answers: Workshop, tmp_path: Path) -> None:
     (answers.folder / "prepare.py").write_text("raise SystemExit('prepare: disk full, free some space')")
     with pytest.raises(TaskError, match="free some space"):

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from node.proposers import Ask
 from swarm.errors import ConfigError, PrerequisiteError, ProposalError
-from swarm.records import Files, Proposal, Tried, Usage, digest
+from swarm.records import Files, Proposal, ToPort, Tried, Usage, digest
 from swarm.source import idea_hash
 
 KEY = "ANTHROPIC_API_KEY"
@@ -66,19 +66,19 @@ class Prompt(NamedTuple):
     news: str  # what was tried, what is in flight, the last log
 
 
-def prompt(ask: Ask) -> Prompt:
-    """The request for one Proposal. Pure: the same Ask gives the same bytes."""
+def prompt(ask: Ask, port: ToPort | None = None) -> Prompt:
+    """The request for one Proposal, a port where one is asked for. Pure: the same Ask gives the same bytes."""
     program = f"The research program, by the human who runs this swarm:\n\n{ask.brief.program.strip() or '(none)'}"
     goal = f"The metric is {ask.metric}; {'lower' if ask.direction == 'minimize' else 'higher'} is better."
     task = [program, goal, *_files("Files you can read but not change.", ask.context)]
-    return Prompt(SYSTEM, "\n\n".join(task), "\n\n".join(_files("Files you can change.", ask.tip)), _news(ask))
+    return Prompt(SYSTEM, "\n\n".join(task), "\n\n".join(_files("Files you can change.", ask.tip)), _news(ask, port))
 
 
 def _files(title: str, files: Files) -> list[str]:
     return [title, *(f"{path}:\n{quoted(files[path])}" for path in sorted(files))] if files else []
 
 
-def _news(ask: Ask) -> str:
+def _news(ask: Ask, port: ToPort | None) -> str:
     brief = ask.brief
     noise = "not known yet" if brief.noise is None else f"{brief.noise:.6f}"
     parts = [f"Noise: the standard deviation of a paired gain is {noise}. A positive gain is better."]
@@ -90,7 +90,19 @@ def _news(ask: Ask) -> str:
     parts.append(f"Being tested by others now, so leave it to them:\n{quoted(flight)}")
     if ask.last_log:
         parts.append(f"The end of what the last trial printed:\n{quoted(_plain(ask.last_log)[-LOG_LIMIT:])}")
+    parts += _port(port) if port is not None else []
     return "\n\n".join([*parts, "Propose one experiment now by calling `propose`."])
+
+
+def _port(port: ToPort) -> list[str]:
+    return [
+        "An idea of this branch was claimed, and then another one became the champion that changed the same place, so "
+        f"that no merge could join them. The idea:\n{quoted(_line(port.hypothesis))}",
+        f"What it changed, on an earlier champion:\n{quoted(_plain(port.diff))}",
+        f"Both sides:\n{quoted(_line(port.sides, 600))}",
+        "Port it onto the files above: write what it is about into them as they are now, and leave the rest. If it "
+        "makes no sense there any more, propose something else.",
+    ]
 
 
 def _row(tried: Tried) -> str:
@@ -249,6 +261,7 @@ class Claude:
             )
         self._usage = Usage()
         self._proposed: set[tuple[str, str]] = set()  # parent, idea
+        self._ported: set[str] = set()  # experiments: each is asked for once
 
     def propose(self, ask: Ask) -> Proposal:
         """Return one idea of the model that applies and parses.
@@ -257,7 +270,8 @@ class Claude:
             ProposalError: no usable answer in all attempts, or the API could not be reached.
             PrerequisiteError: the key was refused.
         """
-        said = prompt(ask)
+        port = next((idea for idea in ask.brief.to_port if idea.experiment not in self._ported), None)
+        said = prompt(ask, port)
         messages: list[MessageParam] = [
             {"role": "user", "content": [_cached(said.task), _cached(said.tip), _text(said.news)]}
         ]
@@ -265,6 +279,7 @@ class Claude:
         with self._client() as client:
             for _ in range(self._options.attempts):
                 message = self._request(client, said.system, messages)
+                self._ported |= {port.experiment} if port is not None else set()
                 try:
                     return self._proposal(message, ask)
                 except ProposalError as error:

@@ -4,6 +4,7 @@ Every refusal is one sentence that ends with the fix. Looks only; nothing here s
 """
 
 import os
+import socket
 import stat
 from pathlib import Path
 
@@ -80,6 +81,23 @@ def sandbox_words(use: str) -> str:
     else:
         why = f" ({lacks})" if lacks else ""
     return f"sandbox {sandbox.name}, level {sandbox.level}{why}"
+
+
+def check_host(host: str) -> None:
+    """Refuse to wait for nodes at an address that is not this machine's.
+
+    Raises:
+        PrerequisiteError: it is another machine's, none at all, or one under which no other machine finds this one.
+    """
+    try:
+        with socket.socket() as one:
+            one.bind((host, 0))
+            if one.getsockname()[0] != "0.0.0.0":
+                return
+        why = "it means all of them at once"
+    except (OSError, UnicodeError) as error:
+        why = str(error)
+    raise PrerequisiteError(f"--host {host!r} is not one address of this machine ({why}); `hostname -I` lists them")
 
 
 def check_address(address: str) -> None:

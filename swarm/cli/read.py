@@ -42,9 +42,9 @@ def status(study: Path | None, as_json: bool) -> None:
 def _summary(place: Path, told: History) -> dict[str, object]:
     counts = Counter(experiment.status for experiment in told.experiments)
     failed = sum(not isinstance(trial.outcome, Measurement) for trial in told.trials.values())
-    champion = told.promotions[-1] if told.promotions else None
+    champion = told.line[-1] if told.line else None
     promoted = told.by_idea[champion.experiment] if champion else None
-    gain = sum(verdict.effect for p in told.promotions if (verdict := told.verdict_on(p)))
+    gain = sum(verdict.effect for p in told.line if (verdict := told.verdict_on(p)))
     return {
         "study": place.name,
         "metric": told.metric,
@@ -59,6 +59,7 @@ def _summary(place: Path, told: History) -> dict[str, object]:
         "claims_open": counts["claimed"],
         "refused_as_duplicates": len(told.refused),
         "promotions": len(told.promotions),
+        "demotions": len(told.demotions),
         "shams_tried": len(told.shams),
         "shams_accepted": sum(sham.verdict.accepted for sham in told.shams),
         "nodes": {node.name: node.sandbox for node in told.nodes.values()},
@@ -192,6 +193,7 @@ def leaderboard(study: Path | None, as_json: bool) -> None:
                 "pairs": verdict.pairs if verdict else None,
                 "request": promotion.request,
                 "commit": promotion.commit,
+                "undone_by": undone.number if (undone := told.demotion_of(promotion)) else None,
             }
         )
     click.echo(json.dumps(rows))

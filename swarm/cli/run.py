@@ -162,7 +162,7 @@ def _prepared(task: Task, folder: Path, config: Config, console: Console) -> tup
     """Where this machine's prepared data lies, and its fingerprint; empty when the Task has none."""
     if task.has_data:
         console.print("preparing the data (once)", highlight=False)
-    data = prepare_data(task, folder, config.nodes.data, Path(".cache") / "data")
+    data = prepare_data(task, folder, config.nodes.data, Path(".cache") / "data", shown=True)
     if data is None:
         return "", ""
     check_text(data.folder, task)

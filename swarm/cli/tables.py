@@ -15,6 +15,7 @@ from coordinator.wording import (
     TOGETHER,
     Step,
     count,
+    demotion,
     direction,
     duration,
     holdout,
@@ -63,8 +64,10 @@ def _answers(name: str, told: History) -> Iterator[tuple[str, str]]:
         return
     yield "score", f"{told.metric}, {direction(told)}{', self-reported' if told.self_reported else ''}"
     yield "champion", _champion(told)
-    if told.promotions:
+    if told.line:
         yield "gain", _gain(told)
+    for found in told.demotions[-1:]:
+        yield "demoted", demotion(told, found)
     yield "ideas", _ideas(told)
     yield "trials", _trials(told)
     yield "nodes", _nodes(told)
@@ -122,9 +125,10 @@ def _nodes(told: History) -> str:
 
 def _cost(told: History) -> str:
     tokens = told.spent.input_tokens + told.spent.output_tokens
-    hours = sum(trial.ended_at - trial.started_at for trial in told.trials.values()) / 3600
+    inside = sum(trial.ended_at - trial.started_at for trial in told.trials.values())
+    hours = (inside + sum(answer.node_s for answer in told.holdout_answers)) / 3600
     money = f", {tokens:,} tokens, {told.spent.dollars:.2f} dollars" if tokens or told.spent.dollars else ""
-    return f"{hours:.2g} node-hours in trials{money}"
+    return f"{hours:.2g} node-hours in trials and at the holdout{money}"
 
 
 # --- one experiment --------------------------------------------------------------------------------------
@@ -149,7 +153,9 @@ def experiment_page(told: History, experiment: Experiment) -> Iterator[Renderabl
         yield from _failure(trial)
     for verdict in experiment.verdicts:
         yield Text("")
-        yield Text(plain(f"verdict: {verdict.reason}"), style="green" if verdict.accepted else "yellow")
+        against = "the baseline" if verdict.base == told.baseline else f"champion {verdict.base[:8]}"
+        told_so = f"verdict against {against}: {verdict.reason}"  # an idea that was carried has one for each champion
+        yield Text(plain(told_so), style="green" if verdict.accepted else "yellow")
         if verdict.evidence:
             yield _pair_table(told, verdict)
     if experiment.holdout is not None:

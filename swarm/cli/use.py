@@ -30,11 +30,12 @@ from swarm.cli.tables import LOG_LINES
 from swarm.cli.words import plain
 from swarm.config import Config, Nodes, config_from_json
 from swarm.errors import PrerequisiteError
-from swarm.history import history
+from swarm.history import History, history
 from swarm.records import (
     Files,
     Limits,
     Measurement,
+    Platform,
     StudyOpened,
     TrialSpec,
     candidate_id,
@@ -99,11 +100,13 @@ def reproduce(
     named = task_folder or Path(config.task)
     folder = _task_folder(place_of(named)[0])
     task = load_task(named)
-    claimed = _find_claimed(place, identity)
+    told = history(facts_of(place))
+    claimed = _find_claimed(told, identity, place)
     console = Console(stderr=as_json)
     console.print(f"experiment {claimed.number}: {claimed.hypothesis}", markup=False, highlight=False)
     with tempfile.TemporaryDirectory(prefix="swarm-reproduce-") as scratch:
-        workshop = _workshop(task, folder, Path(scratch), config, trust, console)
+        workshop = _workshop(task, folder, Path(scratch), config, trust)
+        _say_platform(console, workshop, told)
         gains = list(_pairs(workshop, claimed, opened, seeds, config.nodes, console))
     interval = paired_interval(gains)
     holds = interval.low > 0
@@ -120,12 +123,11 @@ def _task_folder(folder: Path) -> Path:
     return folder.absolute()
 
 
-def _find_claimed(place: Path, identity: str) -> Claimed:
-    told = history(facts_of(place))
+def _find_claimed(told: History, identity: str, place: Path) -> Claimed:
     experiment = find_experiment(told, identity, place)
     promotion = experiment.promotion
     if promotion is None:
-        known = ", ".join(str(told.by_idea[p.experiment].number) for p in told.promotions) or "none"
+        known = ", ".join(str(told.by_idea[p.experiment].number) for p in told.line) or "none"
         raise PrerequisiteError(
             f"experiment {experiment.number} was not promoted ({experiment.status}); promoted: {known}"
         )
@@ -136,12 +138,24 @@ def _find_claimed(place: Path, identity: str) -> Claimed:
     )
 
 
-def _workshop(task: Task, folder: Path, scratch: Path, config: Config, trust: bool, console: Console) -> Workshop:
+def _workshop(task: Task, folder: Path, scratch: Path, config: Config, trust: bool) -> Workshop:
     sandbox, threads = choose_sandbox("auto", 0 if trust else level_needed(config)), config.nodes.threads
     data = prepare_data(task, folder, config.nodes.data, Path(".cache") / "data")
-    platform = platform_of(task, data.fingerprint if data else "", threads)
-    console.print(f"platform: {platform.device}; {platform.software}; data {platform.data[:12]}", highlight=False)
     return Workshop(task, folder, data, sandbox, scratch, threads)
+
+
+def _say_platform(console: Console, workshop: Workshop, told: History) -> None:
+    """Where this is measured, and whether the study was measured there, too."""
+    here = platform_of(workshop.task, workshop.data.fingerprint if workshop.data else "", workshop.threads)
+    console.print(f"platform: {_words(here)}", markup=False, highlight=False, soft_wrap=True)
+    if here.id not in told.platforms:
+        there = " and ".join(map(_words, told.platforms.values()))
+        note = f"the study ran on {there}: gains compare with its own, scores do not"
+        console.print(note, markup=False, highlight=False, soft_wrap=True)
+
+
+def _words(platform: Platform) -> str:
+    return f"{platform.device}; {platform.software}; data {platform.data[:12] or 'none'}; {platform.budget}"
 
 
 def _pairs(

@@ -16,7 +16,7 @@ from coordinator.leases import Presence
 from coordinator.mind import Mind
 from coordinator.state import Claim, State
 from swarm.cli.words import Teller, plain
-from swarm.records import Fact, Measurement, StudyFinished, TrialFinished
+from swarm.records import Fact, HoldoutAnswered, Measurement, StudyFinished, TrialFinished
 from swarm.task import Task
 
 NEWEST = 8
@@ -111,23 +111,25 @@ class LiveView:
 
 
 class Busy:
-    """Share of node time spent inside trials so far, kept as facts come in."""
+    """Share of node time spent inside trials and at the holdout so far, kept as facts come in."""
 
     def __init__(self) -> None:
         self._inside: dict[str, float] = {}
         self._first: dict[str, float] = {}
-        self._last = 0.0
+        self._last = self._there = 0.0
 
     def add(self, fact: Fact) -> None:
         if isinstance(fact, TrialFinished):
             self._inside[fact.node] = self._inside.get(fact.node, 0.0) + fact.ended_at - fact.started_at
             self._first.setdefault(fact.node, fact.started_at)
             self._last = max(self._last, fact.ended_at)
+        elif isinstance(fact, HoldoutAnswered):
+            self._there += max(0.0, fact.node_s)
 
     @property
     def share(self) -> float:
         span = sum(self._last - first for first in self._first.values())
-        return min(1.0, sum(self._inside.values()) / span) if span > 0 else 0.0
+        return min(1.0, (self._there + sum(self._inside.values())) / span) if span > 0 else 0.0
 
 
 def _node_row(presence: Presence, state: State, typical: float) -> tuple[str, str, ProgressBar | str, str]:
@@ -149,17 +151,17 @@ def _node_row(presence: Presence, state: State, typical: float) -> tuple[str, st
 
 
 def _champion(state: State) -> Text:
-    if not state.promotions:
+    if not state.line:
         return Text("champion: the baseline")
-    last = state.promotions[-1]
+    last = state.line[-1]
     gain = sum(claim.verdict.effect for claim in promoted_claims(state) if claim.verdict)
-    text = f"champion: {_about(state, last.ideas or (last.experiment,))}, "
+    text = f"champion: {_about(state, last.landed)}, "
     return Text(plain(text + f"sum of confirmed gains over the baseline {gain:.4f}"), style="green")
 
 
 def promoted_claims(state: State) -> list[Claim]:
-    """The claims behind the promotions, in their order."""
-    return [state.claims[(p.experiment, p.base)] for p in state.promotions if (p.experiment, p.base) in state.claims]
+    """The claims behind the promotions that stand, in their order."""
+    return [state.claims[(p.experiment, p.base)] for p in state.line if (p.experiment, p.base) in state.claims]
 
 
 def _claims(claims: list[Claim], state: State) -> Table:

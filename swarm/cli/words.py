@@ -9,6 +9,7 @@ from swarm.records import (
     ChampionRechecked,
     ClaimRaised,
     CoordinatorStarted,
+    Demotion,
     ExperimentAdmitted,
     Fact,
     HoldoutAnswered,
@@ -52,8 +53,8 @@ class Teller:
 
     def line(self, fact: Fact) -> str:
         """One line, cut where it is too long to read; empty for facts that only matter to machines."""
-        line = plain(self._tell(fact))
-        return line if len(line) <= LINE else f"{line[: LINE - 1]}…"
+        line, most = plain(self._tell(fact)), LINE if not isinstance(fact, Trouble) else 3 * LINE  # says what to do
+        return line if len(line) <= most else f"{line[: most - 1]}…"
 
     def _tell(self, fact: Fact) -> str:
         match fact:
@@ -133,6 +134,9 @@ class Teller:
             case ChampionRechecked():
                 gain = "" if fact.gain is None else f" ({fact.gain:+.4f})"
                 return f"recheck champion of promotion {fact.number} against {fact.ancestor[:8]}{gain}: {fact.reason}"
+            case Demotion():
+                undone = ", ".join(map(str, fact.undone))
+                return f"DEMOTED champion {fact.champion[:8]}, promotions {undone} undone: pull request {fact.request}"
             case Spent():
                 tokens = fact.usage.input_tokens + fact.usage.output_tokens
                 return f"spent {fact.usage.dollars:.4f} dollars, {tokens} tokens"

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from coordinator.mind import NO_NODE
 from swarm.cli import run as wiring
+from swarm.cli.checks import check_host
 from swarm.cli.options import CONFIG, HOME, PLAIN, SET, STUDY, TRUST
 from swarm.cli.studies import find
 from swarm.config import Config, load_config
@@ -35,12 +36,14 @@ def run(config: Path | None, overrides: tuple[str, ...], plain: bool, trust: boo
 @PLAIN
 @TRUST
 @click.option("--host", default="", help="Address under which nodes reach this machine; default: this machine only.")
-@click.option("--port", default=6379, show_default=True, help="Port of the head.")
+@click.option("--port", default=6379, show_default=True, type=click.IntRange(1, 65535), help="Port of the head.")
 def coordinator(
     config: Path | None, overrides: tuple[str, ...], plain: bool, trust: bool, host: str, port: int
 ) -> None:
     """Run the coordinator of a study; nodes come by `swarm join`."""
     settings = _config(config, overrides, trust)
+    if host:
+        check_host(host)
     sys.exit(_exit_code(wiring.run_study(settings, Console(), local=0, port=port, host=host, plain=plain)))
 
 

@@ -3,8 +3,9 @@
 import random
 import socket
 
-# Below Linux' range for outgoing connections (32768-60999) and above the ports Ray gives its workers (10002-19999),
-# so that nobody takes the head's port while the head restarts.
+RAY_WORKERS = range(10_002, 20_000)  # the ports that Ray gives its workers
+# Below Linux' range for outgoing connections (32768-60999) and above the workers', so that nobody takes the head's port
+# while the head restarts.
 _LOWEST, _HIGHEST = 20_000, 32_000
 
 

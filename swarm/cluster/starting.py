@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Literal
 
 from swarm.cluster import processes
-from swarm.cluster.ports import answers, free_ports, is_free
+from swarm.cluster.ports import RAY_WORKERS, answers, free_ports, is_free
 from swarm.cluster.processes import HOME_MARK, Started, last_lines
 from swarm.errors import ClusterError, PrerequisiteError
 
@@ -90,9 +90,15 @@ def start_head(
         die_with_parent: end it with the *thread* that called this.
 
     Raises:
-        PrerequisiteError: the port is in use.
+        PrerequisiteError: the port is in use, or one of those that Ray gives to its workers.
         ClusterError: Ray does not start; the message ends with its last lines.
     """
+    if port in RAY_WORKERS:
+        first, last = RAY_WORKERS[0], RAY_WORKERS[-1]
+        raise PrerequisiteError(
+            f"port {port} can not be the head's: Ray gives {first} to {last} to its workers. Choose another one with "
+            "--port."
+        )
     _end_predecessors("head", home)
     if port and not is_free(port):
         raise PrerequisiteError(
@@ -201,6 +207,8 @@ def ray_environment(home: Path, token_file: Path, timing: Timing) -> dict[str, s
         "RAY_gcs_rpc_server_reconnect_timeout_s": str(timing.reconnect_s),
         "RAY_raylet_liveness_self_check_interval_ms": str(int(timing.self_check_s * 1000)),
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",  # else a node takes 30 s to obey SIGTERM
+        # 3.11.2 and 3.11.7 get along: what travels are bytes of our own, and both sides import the same checkout.
+        "RAY_DEFAULT_PYTHON_VERSION_MATCH_LEVEL": "minor",
         "RAY_memory_monitor_refresh_ms": "0",  # Ray would end the agent; the limit on a trial is ours
         "RAY_worker_niceness": "0",  # 15 by default, which trials would inherit
         # A worker that is killed while it starts counts as starting for 60 s; by default nothing else would start then.
