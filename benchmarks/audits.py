@@ -35,7 +35,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT)]
 
 from coordinator.reproduction import rule_for  # noqa: E402
-from node.audit import CUTS, SPREAD, Audit, chances, draw_cuts  # noqa: E402
+from node.audit import CUTS, SPREAD, Audit, chances, draw_cuts, plain_bits  # noqa: E402
 from node.data import prepare_data  # noqa: E402
 from node.sandbox import Box  # noqa: E402
 from node.sandbox.bare import Bare  # noqa: E402
@@ -138,13 +138,15 @@ def worked(workshop: Workshop, model: Model, questions: Questions) -> Work:
         watch.until_end()
     between = cpu_s()
     with answering(workshop, model) as watch:
-        audit.ask_again(watch, bits, bits)
+        audit.ask_again(watch, bits, [bits])
         finish(watch)
         watch.until_end()
     return Work(bits, between - before, cpu_s() - between)
 
 
-def refused(workshop: Workshop, model: Model, questions: Questions, others: Bits, times: int) -> tuple[Bits, int]:
+def refused(
+    workshop: Workshop, model: Model, questions: Questions, measures: list[Bits], times: int
+) -> tuple[Bits, int]:
     """Its bits, and how many audits, each with a secret of its own, refuse it; one process answers them all."""
     audits = [Audit(questions, np.random.default_rng()) for _ in range(times)]
 
@@ -156,15 +158,15 @@ def refused(workshop: Workshop, model: Model, questions: Questions, others: Bits
         bits = token_bits(watch, questions, keep)
         watch.until_end()
     with answering(workshop, model) as watch:
-        found = sum(refuses(audit, watch, bits, others) for audit in audits)
+        found = sum(refuses(audit, watch, bits, measures) for audit in audits)
         finish(watch)
     return bits, found
 
 
-def refuses(audit: Audit, watch: Watch, bits: Bits, others: Bits) -> bool:
+def refuses(audit: Audit, watch: Watch, bits: Bits, measures: list[Bits]) -> bool:
     """Whether this audit finds something. It ends after a whole frame, so that the next one may begin."""
     try:
-        audit.ask_again(watch, bits, others)
+        audit.ask_again(watch, bits, measures)
     except TrialFailed as failed:
         assert failed.reason == "rule", failed
         return True
@@ -277,11 +279,11 @@ def cheat(rank: Rank, honest: Bits, floor: Bits, questions: Questions, gain: flo
 
 
 class Situation(NamedTuple):
-    """Whose costs a cheat is laid on, whom the audit knows, and whom the cheat knows."""
+    """Whose costs a cheat is laid on, what the audit measures by, and what the cheat knows of it."""
 
     words: str
     honest: Bits
-    others: Bits | None
+    measures: list[Bits]
     another: Bits
 
 
@@ -293,7 +295,7 @@ def caught(kind: str, at: Situation, questions: Questions, gain: float, draws: i
     for _ in range(draws):
         peeked = cheat(rank, at.honest, floor, questions, gain, random)
         bits = np.where(peeked, floor, at.honest)
-        cuts = draw_cuts(chances(bits, at.others, questions), random)
+        cuts = draw_cuts(chances(bits, at.measures, questions), random)
         hits += bool(peeked[np.arange(len(bits)), cuts - 1].any())
         places += float(peeked.sum()) / draws
     return f"{hits / draws:.1%} ({places:.0f})"
@@ -316,22 +318,22 @@ def tell_cost(workshop: Workshop, models: list[Model], questions: Questions) -> 
     return [work.bits for work in works]
 
 
-def tell_honest(workshop: Workshop, models: list[Model], part: Questions, others: Bits, audits: int) -> None:
+def tell_honest(workshop: Workshop, models: list[Model], part: Questions, measure: Bits, audits: int) -> None:
     """The honest must pass."""
     each = audits // len(models)
-    found = [refused(workshop, model, part, others[: len(part.inputs)], each)[1] for model in models]
+    found = [refused(workshop, model, part, [measure[: len(part.inputs)]], each)[1] for model in models]
     print(
         f"honest models refused: {sum(found)} of {each * len(models)} audits of {len(part.inputs)} windows", flush=True
     )
 
 
 def tell_programs(
-    workshop: Workshop, model: Model, questions: Questions, honest: Bits, others: Bits, runs: int
+    workshop: Workshop, model: Model, questions: Questions, honest: Bits, measures: list[Bits], runs: int
 ) -> None:
     """Cheats that run must not."""
     gain = rule_for("standard").margin * NOISE / 2
     for kind, places in programs(honest, questions, gain).items():
-        bits, found = refused(workshop, peeking(model, places), questions, others, runs)
+        bits, found = refused(workshop, peeking(model, places), questions, measures, runs)
         won = bits_per_byte(honest, questions) - bits_per_byte(bits, questions)
         print(f"a program that peeks {kind} gains {won:.4f}: caught in {found} of {runs} audits", flush=True)
 
@@ -364,17 +366,20 @@ def report(audits: int, runs: int, draws: int) -> None:
             f" tokens, {CUTS} cuts in each, {SPREAD:.0%} of them even"
         )
         champion, same, better, other, _ = tell_cost(workshop, models, whole)
+        plain = plain_bits(data.folder, whole)
         if audits:
             tell_honest(workshop, models, part, champion, audits)
         if runs:
-            tell_programs(workshop, models[1], whole, same, champion, runs)
+            tell_programs(workshop, models[1], whole, same, [plain, champion], runs)
     if draws:
         situations = [
-            Situation("like the champion", same, champion, better),
-            Situation("better than it", better, champion, same),
-            Situation("two others known", same, (champion + other) / 2, better),
-            Situation("nobody known", same, None, better),
-            Situation("knows the one other's costs", same, champion, champion),
+            Situation("like the champion", same, [plain, champion], better),
+            Situation("better than it", better, [plain, champion], same),
+            Situation("two others known", same, [plain, (champion + other) / 2], better),
+            Situation("nobody known", same, [plain], better),
+            Situation("knows the pairs", same, [plain, champion], plain),
+            Situation("knows the only other", same, [plain, champion], champion),
+            Situation("knows all there is", same, [plain, champion], np.maximum(plain, champion)),
         ]
         tell_cheats(situations, whole, draws)
 

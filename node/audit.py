@@ -9,9 +9,10 @@ caller.
 Where a candidate only claimed what each token cost, the new process sends its predictions of the token behind each cut,
 which was never sent to it, and we count what it costs: within the Task's tolerance it must be what was claimed.
 
-The cuts are drawn when the score is known, most often where a token cost less than it cost the others: a peek at the
-next token alone shows at no cut but the one behind it, and pays only where the others failed. `benchmarks/audits.py`
-says which cheats are caught how often.
+The cuts are drawn when the score is known, most often where a token cost less than by a measure: a peek at the next
+token alone shows at no cut but the one behind it, and pays only where a token is dear. One measure is always there, and
+everybody can know it: pairs of tokens, counted. The other, what others needed here, can be known by few.
+`benchmarks/audits.py` says which cheats are caught how often.
 
 Bit for bit holds on a CPU: torch gives a row the same logits whatever stands beside or after it as long as the shape of
 the question stays (a shortened window instead moves bf16 logits by 0.03 and would hide real leaks). Only the shape of
@@ -21,8 +22,10 @@ NOT covered: a candidate that knows the text by heart; two processes that share 
 part); a peek at a handful of positions, worth less than what is promoted.
 """
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -49,10 +52,12 @@ SPREAD = 0.1  # of the cuts are drawn evenly: where nobody claims a gain, some l
 # Claims may be lower than what is found by this share of the tolerance on average, and by so many standard errors.
 MEAN_SHARE, MEAN_ERRORS = 0.1, 4.0
 ROUNDING_BITS = 1e-4  # a hundred times that of float32
+COUNTED = 2_000_000  # tokens of training text: 0.1 s, and nearly as good as the shipped model (2.22 bits per byte)
 OTHERS = 4  # candidates that are remembered: their mean is less noisy than one
 
 # Scoring may take this many times the CPU seconds of others; the floor is two loads of torch on a busy machine.
 LATE, LATE_FLOOR_S = 3.0, 6.0
+PRIOR = 8.0  # pairs that follow the odds of single tokens, beside those that were counted
 
 Prints = NDArray[np.uint64]  # [rows, window]
 
@@ -85,6 +90,25 @@ class Others:
         if not rest:
             return None
         return Passed(np.mean([passed.bits for passed in rest], axis=0), max(passed.cpu_s for passed in rest))
+
+
+@lru_cache(maxsize=2)
+def plain_bits(folder: Path, questions: Questions) -> Bits:
+    """What each target costs by pairs of tokens, counted in the training text of the prepared data.
+
+    Raises:
+        OSError: there is none.
+    """
+    text = np.fromfile(folder / "train" / "tokens.bin", dtype="<u2", count=COUNTED).astype(np.int64)
+    size = len(questions.token_bytes)
+    alone = (np.bincount(text, minlength=size) + 1.0) / (len(text) + size)
+    pairs, counts = np.unique(text[:-1] * size + text[1:], return_counts=True)
+    wanted = questions.inputs.astype(np.int64) * size + questions.targets
+    at = np.minimum(pairs.searchsorted(wanted), len(pairs) - 1)
+    seen = np.where(pairs[at] == wanted, counts[at], 0)
+    before = np.bincount(text[:-1], minlength=size)[questions.inputs]
+    bits: Bits = -np.log2((seen + PRIOR * alone[questions.targets]) / (before + PRIOR))
+    return bits
 
 
 def in_time(limits: Limits, others: Passed | None) -> Limits:
@@ -148,14 +172,14 @@ class Audit(_Asking):
         prints: Prints = logits.view(np.uint32) @ self._secret
         return prints
 
-    def ask_again(self, watch: Watch, bits: Bits, others: Bits | None) -> None:
+    def ask_again(self, watch: Watch, bits: Bits, measures: Sequence[Bits]) -> None:
         """Ask a new process; returns if it agrees about every window.
 
         Raises:
             TrialFailed: it does not, or it ended, hung or answered something else than it was asked.
         """
         scored = np.concatenate(self._prints)
-        for rows, cuts, inputs in self._asked(chances(bits, others, self._questions)):
+        for rows, cuts, inputs in self._asked(chances(bits, measures, self._questions)):
             self._compare(rows, cuts, ask(watch, inputs, self._vocabulary), scored[rows], bits[rows])
 
     def _compare(
@@ -190,13 +214,13 @@ class ClaimAudit(_Asking):
         """What a process claims that each token costs."""
         return claimed_bits(watch, self._questions)
 
-    def ask_again(self, watch: Watch, bits: Bits, others: Bits | None) -> None:
+    def ask_again(self, watch: Watch, bits: Bits, measures: Sequence[Bits]) -> None:
         """Ask a new process; returns if its predictions cost what was claimed, each and on average.
 
         Raises:
             TrialFailed: they do not, or it ended, hung or answered something else than it was asked.
         """
-        chance, gaps, weights = chances(bits, others, self._questions), [], []
+        chance, gaps, weights = chances(bits, measures, self._questions), [], []
         for rows, cuts, inputs in self._asked(chance):
             last = cuts - 1
             found = surprise(ask_at(watch, inputs, last, self._vocabulary), self._questions.targets[rows, last])
@@ -237,19 +261,23 @@ def audit_of(questions: Questions, random: Generator, tolerance_bits: float) -> 
     return ClaimAudit(questions, random, tolerance_bits) if tolerance_bits else Audit(questions, random)
 
 
-def chances(bits: Bits, others: Bits | None, questions: Questions) -> Bits:
+def chances(bits: Bits, measures: Sequence[Bits], questions: Questions) -> Bits:
     """How likely each position is the last before a cut, for each window: [rows, window], rows sum to 1.
 
-    Behind the last one nothing is replaced, but the window that begins with its target stands no longer beside it.
+    Each measure has its share in proportion to what a token cost less than by it. Behind the last position nothing is
+    replaced, but the window that begins with its target stands no longer beside it.
     """
     even = np.full(bits.shape, 1 / bits.shape[1])
-    if others is None:
-        return even
     scored = questions.token_bytes[questions.targets] > 0
-    gains = np.maximum(0, np.subtract(others, bits, out=np.zeros_like(bits), where=scored))
-    sums = gains.sum(axis=1, keepdims=True)
-    chance: Bits = SPREAD * even + (1 - SPREAD) * np.divide(gains, sums, out=even.copy(), where=sums > 0)
+    shares = [_share(np.where(scored, np.maximum(0, measure - bits), 0), even) for measure in measures]
+    chance: Bits = SPREAD * even + (1 - SPREAD) * np.mean(shares or [even], axis=0)
     return chance
+
+
+def _share(gains: Bits, even: Bits) -> Bits:
+    sums = gains.sum(axis=1, keepdims=True)
+    share: Bits = np.divide(gains, sums, out=even.copy(), where=sums > 0)
+    return share
 
 
 def draw_cuts(chance: Bits, random: Generator) -> NDArray[np.int64]:

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from node.audit import CUTS, Others, Passed, audit_of, in_time
+from node.audit import CUTS, Others, Passed, audit_of, in_time, plain_bits
 from node.data import Data, write_documents, write_stream
 from node.processes import MARK
 from node.sandbox import Box, Sandbox
@@ -326,7 +326,7 @@ class _Trial:
                 raise TrialFailed("candidate", "rule", "changed its artifact while it was scored")
             more = replace(limits, cpu_s=CUTS * limits.cpu_s, wall_s=CUTS * limits.wall_s)
             with self._answering(home, "audit", more) as watch:
-                audit.ask_again(watch, bits, others.bits if others else None)
+                audit.ask_again(watch, bits, [plain_bits(data.folder, questions), *([others.bits] if others else [])])
                 finish(watch)
         if self.spec.purpose != "screen":
             self.workshop.others.remember(self._comparable, self.spec.candidate, Passed(bits, cpu_s))

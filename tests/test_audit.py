@@ -11,7 +11,7 @@ import toy_task as toy
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node.audit import Others, Passed, chances, draw_cuts
+from node.audit import Others, Passed, chances, draw_cuts, plain_bits
 from node.data import prepare_data
 from node.sandbox.bare import Bare
 from node.scoring import Questions
@@ -141,10 +141,20 @@ def test_a_gain_that_nobody_else_had_is_looked_at_in_nearly_every_window_that_ha
     bits = others + random.normal(0, 0.01, others.shape)  # as good as the others, but for noise
     peeked = np.arange(len(bits)), random.integers(0, 31, len(bits))
     bits[peeked] = 0.0
-    cuts = draw_cuts(chances(bits, others, questions), random)
+    cuts = draw_cuts(chances(bits, [others], questions), random)
     assert (cuts == peeked[1] + 1).any(axis=0).mean() > 0.9
-    unaware = draw_cuts(chances(bits, None, questions), random)
+    unaware = draw_cuts(chances(bits, [], questions), random)
     assert (unaware == peeked[1] + 1).any(axis=0).mean() < 0.3
+
+
+def test_the_plain_measure_counts_pairs_and_falls_back_on_single_tokens(tmp_path: Path) -> None:
+    (tmp_path / "train").mkdir()
+    np.array([0, 1, 0, 1, 0, 2], dtype="<u2").tofile(tmp_path / "train" / "tokens.bin")
+    inputs, targets = np.array([[0, 1, 2]], dtype=np.uint16), np.array([[1, 0, 3]], dtype=np.uint16)
+    bits = plain_bits(tmp_path, Questions(inputs, targets, inputs, np.ones(4, dtype=np.int64)))
+    zero, one, three = 4 / 10, 3 / 10, 1 / 10  # one more each than there are
+    expected = [(2 + 8 * one) / (3 + 8), (2 + 8 * zero) / (2 + 8), (0 + 8 * three) / (0 + 8)]
+    assert bits == pytest.approx(-np.log2([expected]))
 
 
 @given(st.integers(0, 2**32), st.booleans())
@@ -153,7 +163,7 @@ def test_each_cut_leaves_something_before_it_and_the_earlier_is_asked_first(seed
     questions = text(random, 8, 6)
     bits, others = random.random((2, 8, 6))
     bits[0] = np.inf  # a text without any probability
-    chance = chances(bits, None if alone else others, questions)
+    chance = chances(bits, [] if alone else [others, others[::-1]], questions)
     assert np.allclose(chance.sum(axis=1), 1)
     cuts = draw_cuts(chance, random)
     assert cuts.min() >= 1 and cuts.max() <= 6

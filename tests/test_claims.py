@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import toy_task as toy
 
-from node.audit import Passed, too_low
+from node.audit import CUTS, Others, Passed, chances, plain_bits, too_low
+from node.scoring import Bits, read_questions
 from node.trial import Workshop, run_trial
 from swarm.records import Failure, Limits, Measurement, Outcome, Purpose
 
@@ -60,15 +61,18 @@ def test_a_lie_about_all_tokens_is_found(tmp_path: Path, lie: str) -> None:
     assert refused.message.startswith("audit: it claimed ")
 
 
+def honest_bits() -> Bits:
+    tokens = np.array(toy.stream(toy.VAL_TOKENS + 1, 2))
+    return np.array([-np.log2(odds(a, b)) for a, b in zip(tokens, tokens[1:], strict=False)]).reshape(SHAPE)
+
+
 # Four of 400, each in a window of its own. In toy text a token costs 1.2 or 2.8 bits.
 FOUR = "costs = [0.0 if (told + i) % 100 == 45 else cost for i, cost in enumerate(costs)]"
 
 
 def test_a_lie_about_one_token_in_a_hundred_is_found_where_others_are_known(tmp_path: Path) -> None:
     workshop = workshop_of(tmp_path, toy.claims(FOUR))
-    # Without any luck elsewhere 0.91 of the cuts in such a window go to the lie.
-    tokens = np.array(toy.stream(toy.VAL_TOKENS + 1, 2))
-    others = np.array([-np.log2(odds(a, b)) for a, b in zip(tokens, tokens[1:], strict=False)]).reshape(SHAPE)
+    others = honest_bits()
     for _ in range(5):
         workshop.others.remember(("val", False), "another", Passed(others, 5.0))
         refused = outcome_of(workshop)
@@ -76,13 +80,17 @@ def test_a_lie_about_one_token_in_a_hundred_is_found_where_others_are_known(tmp_
         assert "cost 0 bits; it cost " in refused.message
 
 
-def test_where_nobody_is_known_that_lie_is_found_as_often_as_a_cut_falls_on_it(tmp_path: Path) -> None:
-    workshop = workshop_of(tmp_path, toy.claims(FOUR))
-    found = 0
-    for _ in range(30):
-        found += isinstance(outcome_of(replace(workshop, others=type(workshop.others)())), Failure)
-    # Three cuts, eight places, four lies: 1 - (7/8)^12 = 80 %. Fewer than 14 of 30: once in 100 000.
-    assert found >= 14
+def test_where_nobody_is_known_one_lie_is_found_as_often_as_the_cuts_fall_on_it(tmp_path: Path) -> None:
+    workshop = workshop_of(tmp_path, toy.claims("costs = [0.0 if told + i == 345 else c for i, c in enumerate(costs)]"))
+    assert workshop.data is not None
+    questions = read_questions(workshop.data.folder, "val", toy.WINDOW, toy.VAL_TOKENS)
+    bits = honest_bits()
+    bits.ravel()[345] = 0
+    chance = chances(bits, [plain_bits(workshop.data.folder, questions)], questions).ravel()[345]
+    caught = 1 - (1 - chance) ** CUTS  # 92 %; 33 % if the cuts were even
+    runs = 20
+    found = sum(isinstance(outcome_of(replace(workshop, others=Others())), Failure) for _ in range(runs))
+    assert abs(found - runs * caught) < 5.5 * (runs * caught * (1 - caught)) ** 0.5
 
 
 @pytest.mark.parametrize(
