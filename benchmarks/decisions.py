@@ -2,7 +2,8 @@
 
     .venv/bin/python -m benchmarks.decisions [--campaigns 100] [--seed 20261]
 
-One row a world and rule; below the table every bar with the number seen. Exit code 1 when a bar does not hold.
+One row a world and rule; below the table every bar with the number seen; then the same for ideas that are merged. Exit
+code 1 when a bar does not hold.
 """
 
 import argparse
@@ -11,6 +12,7 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
+from benchmarks import merging
 from coordinator.campaigns import Tally, World, believe, five_pairs_each, keep_greedily
 from coordinator.reproduction import rule_for
 
@@ -93,7 +95,9 @@ def main() -> int:
     print(f"\n{options.campaigns} campaigns of 500 a world, seed {options.seed}, {time.monotonic() - began:.0f} s\n")
     for bar in BARS:
         print(promise(bar, found[bar.world]))
-    return 0 if all(bar.holds(found[bar.world]) for bar in BARS) else 1
+    print()
+    merges = merging.report(2_000)
+    return 0 if merges and all(bar.holds(found[bar.world]) for bar in BARS) else 1
 
 
 def row(world: str, rule: str, tally: Tally) -> str:

@@ -1,6 +1,6 @@
 """How well several accepted ideas are merged: made-up gains and conflicts, planned by `coordinator.batches`.
 
-    python benchmarks/merging.py [--worlds 2000]
+    .venv/bin/python -m benchmarks.merging [--worlds 2000]
 
 The world is assumed: true gains of 1 to 3 noise sd, claims with an error of 0.5, every pair of ideas interacting with
 sd 0.3; a conflicting pair (10 %) is together worth nothing. A run's noise is 1 sd; a set is measured by two
@@ -13,12 +13,10 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from pathlib import Path
 from statistics import fmean
+from typing import NamedTuple
 
-sys.path[:0] = [str(Path(__file__).resolve().parent.parent)]
-
-from coordinator.batches import PAIRS, Final, Idea, Set, plan  # noqa: E402
+from coordinator.batches import PAIRS, Final, Idea, Set, plan
 
 CONFLICTS = 0.1  # of pairs
 INTERACTION = 0.3  # sd of a pair
@@ -76,24 +74,55 @@ def batch(count: int, seed: int, conflicts: float = CONFLICTS, sd: float = INTER
     return Outcome(PAIRS * (len(measured) + 1), true.worth(final), best, harmful)
 
 
-def summary(done: Sequence[Outcome]) -> tuple[float, float, float]:
-    """Mean runs, share of the best subset's gain, share of final sets with a harmful idea."""
+class Batches(NamedTuple):
+    """Many batches of one kind."""
+
+    name: str
+    mean_runs: float
+    most_runs: int
+    kept: float  # share of the best subset's gain
+    harmful: float  # share of final sets with an idea that harms
+
+    def row(self) -> str:
+        """A line of the table."""
+        return f"{self.name:32}{self.mean_runs:6.1f}{self.most_runs:6d}{self.kept:8.1%}{self.harmful:9.1%}"
+
+
+HEAD = f"{'accepted ideas that are joined':32}{'runs':>6}{'most':>6}{'kept':>8}{'harmful':>9}"
+# ideas: most runs, least share kept, most final sets with a harmful idea
+BARS = {3: (8, 0.97, 1.0), 6: (34, 0.95, 0.12)}
+
+
+def batches(count: int, worlds: int, conflicts: float = CONFLICTS, sd: float = INTERACTION) -> Batches:
+    """Plan that many."""
+    done = [batch(count, seed, conflicts, sd) for seed in range(worlds)]
     kept = sum(o.gain for o in done) / sum(o.best for o in done)
-    return fmean(o.runs for o in done), kept, fmean(o.harmful for o in done)
+    name = f"{count}, {conflicts:.0%} in conflict, sd {sd}"
+    return Batches(name, fmean(o.runs for o in done), max(o.runs for o in done), kept, fmean(o.harmful for o in done))
 
 
-def main() -> None:
-    """Print the numbers."""
+def report(worlds: int) -> bool:
+    """Print the table and the bars; whether they hold."""
+    found = {count: batches(count, worlds) for count in BARS}
+    print("\n".join([HEAD, *(one.row() for one in found.values()), batches(6, worlds, 0.2, 0.6).row(), ""]))
+    good = True
+    for count, (runs, kept, harmful) in BARS.items():
+        seen = found[count]
+        holds = seen.most_runs <= runs and seen.kept >= kept and seen.harmful <= harmful
+        bars = (
+            f"{seen.most_runs} <= {runs} runs, {seen.kept:.3f} >= {kept} kept, {seen.harmful:.3f} <= {harmful} harmful"
+        )
+        print(f"{'holds' if holds else 'FAILS'}  {count} ideas{bars:>70}")
+        good = good and holds
+    return good
+
+
+def main() -> int:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--worlds", type=int, default=2_000)
-    worlds = parser.parse_args().worlds
-    print("ideas  conflicts  sd   runs  most  kept of the best subset  with a harmful idea")
-    for count, conflicts, sd in ((3, CONFLICTS, INTERACTION), (6, CONFLICTS, INTERACTION), (6, 0.2, 0.6)):
-        done = [batch(count, seed, conflicts, sd) for seed in range(worlds)]
-        runs, kept, harmful = summary(done)
-        most = max(outcome.runs for outcome in done)
-        print(f"{count:5d} {conflicts:10.0%} {sd:3.1f} {runs:6.1f} {most:5d} {kept:24.1%} {harmful:20.1%}")
+    return 0 if report(parser.parse_args().worlds) else 1
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
