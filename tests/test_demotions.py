@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from random import Random
 
+import luck
 import pytest
 from desk import BASELINE, Desk, edited, proposal
 from simulation import Killed, MoodyForge, Swarm, World
@@ -235,9 +236,9 @@ def test_a_simplification_may_have_cost_its_margin() -> None:
 
 def test_honest_champions_stay_and_worthless_ones_fall() -> None:
     """The rates of docs/believing.md, within three standard errors: 1.1 % and 92 % of 2000."""
-    honest = fallen_share(promoted(500, seed=11), seed=12)
+    honest = fallen_share(promoted(500, seed=luck.seed(11)), seed=luck.seed(12))
     assert honest <= 0.011 + 3 * (0.011 * 0.989 / 500) ** 0.5
-    worthless = fallen_share([0.0] * 300, seed=13)
+    worthless = fallen_share([0.0] * 300, seed=luck.seed(13))
     assert worthless >= 0.92 - 3 * (0.92 * 0.08 / 300) ** 0.5
 
 

@@ -3,6 +3,7 @@
 import math
 import statistics
 
+import luck
 import numpy as np
 import pytest
 from hypothesis import assume, given
@@ -358,12 +359,12 @@ def test_one_wild_run_cannot_carry_the_noise_away(gains: list[float], wild: floa
 
 @pytest.mark.parametrize("start", [Noise(4 * 3.0**2, 4, 1e-6), Noise(4 * 0.33**2, 4, 1e-6), Noise(0.0, 0, 1e-6)])
 def test_noise_converges_to_the_spread_of_real_pairs(start: Noise) -> None:
-    rng = np.random.default_rng(11)
+    rng = np.random.default_rng(luck.seed(11))
     noise = start
     for _ in range(300):
         noise = noise.pooled(rng.normal(rng.uniform(-2, 2), 1.0, 4).tolist())
-    # 900 degrees of freedom: the sd of the estimate is 2.4 %, and the start still weighs up to 1.8 %
-    assert noise.sd == pytest.approx(1.0, abs=0.08)
+    # 900 degrees of freedom: the sd of the estimate is 2.4 %, four of them, and the start still weighs up to 1.8 %
+    assert noise.sd == pytest.approx(1.0, abs=0.12)
 
 
 def test_campaign_forgets_within_a_few_hundred_confirmations() -> None:
@@ -382,7 +383,7 @@ def test_campaign_forgets_within_a_few_hundred_confirmations() -> None:
 
 
 def _simulate(gain_in_s: float, noise: Noise, runs: int, seed: int) -> list[Decision]:
-    rows = np.random.default_rng(seed).normal(gain_in_s, 1.0, (runs, STANDARD.max_pairs))
+    rows = np.random.default_rng(luck.seed(seed)).normal(gain_in_s, 1.0, (runs, STANDARD.max_pairs))
     return [decide(row.tolist(), noise, PUBLISHED_BAR, STANDARD) for row in rows]
 
 
@@ -407,7 +408,7 @@ def test_null_edits_are_accepted_three_times_in_a_thousand_at_most() -> None:
 def test_true_gains_pass_screen_and_confirmation_as_often_as_published(gain_sd: float, reference: float) -> None:
     runs = 2_000
     gain_in_s = gain_sd / math.sqrt(2.0)  # s of a Pair without seed correlation, in sd of a single run
-    screens = np.random.default_rng(2).normal(gain_in_s, 1.0, runs)
+    screens = np.random.default_rng(luck.seed(2)).normal(gain_in_s, 1.0, runs)
     passed = sum(screen_passes(float(gain), UNIT, STANDARD) for gain in screens)
     accepted = _share_accepted(_simulate(gain_in_s, UNIT, runs, seed=3)) * passed / runs
     # The published campaigns met bars around 76, above and below: 0.02 for that on top of the binomial error
@@ -415,7 +416,7 @@ def test_true_gains_pass_screen_and_confirmation_as_often_as_published(gain_sd: 
 
 
 def test_noise_from_two_seeds_does_not_open_the_gate() -> None:
-    rng = np.random.default_rng(4)
+    rng = np.random.default_rng(luck.seed(4))
     runs = 8_000
     accepted = 0
     for _ in range(runs):
@@ -431,7 +432,7 @@ def test_noise_from_two_seeds_does_not_open_the_gate() -> None:
 
 def _simplify(gain_in_margins: float, dial: Dial, runs: int, seed: int, df: int) -> list[Decision]:
     """Edits with less code: s is estimated anew for each from `df` degrees of freedom, and the margin with it."""
-    rng, rule = np.random.default_rng(seed), not_worse(rule_for(dial))
+    rng, rule = np.random.default_rng(luck.seed(seed)), not_worse(rule_for(dial))
     decisions = []
     for _ in range(runs):
         noise = Noise(float(rng.chisquare(df)), df, 1e-6)
@@ -471,7 +472,7 @@ def test_no_simplification_is_accepted_that_lost_the_margin_on_average(gains: li
 
 def test_interval_of_five_pairs_holds_the_true_gain_as_often_as_it_says() -> None:
     runs = 4_000
-    rows = np.random.default_rng(5).normal(0.7, 2.0, (runs, 5))
+    rows = np.random.default_rng(luck.seed(5)).normal(0.7, 2.0, (runs, 5))
     intervals: list[Interval] = [paired_interval(row.tolist()) for row in rows]
     covered = sum(interval.low <= 0.7 <= interval.high for interval in intervals) / runs
     assert covered == pytest.approx(0.95, abs=_four_sd(0.95, runs))

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 
+import luck
 import numpy as np
 import pytest
 from desk import BASELINE, CRASH, Desk, edited, measured, proposal
@@ -19,8 +20,8 @@ GOOD, FINE = proposal(A1), proposal(B1)
 AT_HOME = {candidate_id(A1): 1.5, candidate_id(B1): 1.5}
 LESS = {"train.py": BASELINE["train.py"].replace("D = 0\n", "")}
 
-halves = st.floats(0.0, 5.0)
-gains = st.floats(-10.0, 10.0)
+halves = st.floats(0.0, 5.0).map(lambda x: round(x, 9))  # squares of smaller ones are rounded to nothing
+gains = st.floats(-10.0, 10.0).map(lambda x: round(x, 9))
 
 
 # --- the rule --------------------------------------------------------------------------------------------
@@ -91,7 +92,7 @@ def test_a_larger_gain_there_never_makes_the_mark_worse(
 
 def marks(true_share: float, spread: float, runs: int = 4_000) -> Mapping[str, float]:
     """How often each mark is given: a gain of 6 s at home, known from 4 Pairs; two Pairs there, `spread` as noisy."""
-    rng = np.random.default_rng(13)
+    rng = np.random.default_rng(luck.seed(13))
     found = dict.fromkeys(("transfers", "fades", "reverses", "unknown"), 0.0)
     for _ in range(runs):
         home = moderated_interval(rng.normal(6.0, 1.0, 4).tolist(), math.sqrt(rng.chisquare(7) / 7), 7)
