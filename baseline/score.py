@@ -105,8 +105,8 @@ def answer(predict: Predict, magic: int, tokens: torch.Tensor, places: torch.Ten
         logits = predicted(predict, tokens[:, :-1])
         costs = torch.nn.functional.cross_entropy(logits.mT, tokens[:, 1:].to(logits.device), reduction="none")
         return costs[..., None].cpu() / math.log(2)
-    logits = predicted(predict, tokens).cpu()
-    return logits[torch.arange(len(places)), places][:, None] if magic == ONE else logits
+    logits = predicted(predict, tokens)
+    return (logits[torch.arange(len(places)), places][:, None] if magic == ONE else logits).cpu()
 
 
 def predicted(predict: Predict, tokens: torch.Tensor) -> torch.Tensor:
