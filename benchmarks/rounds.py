@@ -1,6 +1,6 @@
 """What one round of the coordinator costs: 10 to 1,000 nodes, after 1,000 and after 10,000 experiments.
 
-    python benchmarks/coordinator.py
+    .venv/bin/python benchmarks/rounds.py
 
 No Ray, disk or git: the reports of simulated nodes go through what the service does with them (parse, believe, absorb,
 decide, write Orders, pack), with candidates as long as the shipped train.py. A round is what happens every
