@@ -33,6 +33,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Let a trained model write a few lines.")
     parser.add_argument("--artifact", type=Path, default=Path("out"), help="folder that train.py left; default: out")
     parser.add_argument("--code", type=Path, default=here / "train.py", help="the train.py that made it")
+    parser.add_argument("--corpus", type=Path, help="prepared folder it was trained on; default: the shipped merges")
     parser.add_argument("--prompt", default="def ", help="what to continue")
     parser.add_argument("--tokens", type=int, default=120, help="how many tokens to write")
     parser.add_argument("--temperature", type=float, default=0.8, help="0 always takes the likeliest token")
@@ -41,7 +42,8 @@ def main() -> int:
     torch.set_num_threads(1)
     sys.path.insert(0, str(here))  # tokenise.py reads its neighbour
     try:
-        tokenizer = load_file(here / "tokenise.py").Tokenizer()
+        merges = arguments.corpus / "merges.txt" if arguments.corpus else here / "bpe1024.txt"
+        tokenizer = load_file(here / "tokenise.py").Tokenizer(merges)
         predict = load_file(arguments.code).load(str(arguments.artifact))
     except (OSError, ValueError) as error:
         print(f"sample: {error} (train first: python {here / 'train.py'})", file=sys.stderr)
@@ -54,7 +56,7 @@ def main() -> int:
         if len(logits) != len(tokenizer.token_bytes):
             print(
                 f"sample: the model has {len(logits)} tokens, the tokenizer {len(tokenizer.token_bytes)}: "
-                "it was trained on another corpus",
+                "name the prepared folder that it was trained on with --corpus",
                 file=sys.stderr,
             )
             return 2

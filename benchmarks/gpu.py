@@ -27,13 +27,11 @@ from statistics import mean, stdev
 
 import torch
 
-from swarm.constants import Value, rewrite
-
 ROOT = Path(__file__).parents[1]
 TRAIN = ROOT / "baseline" / "train.py"
 CACHE = ROOT / "baseline" / ".cache"
 TOKENS_PER_S = 5_000_000  # more than any one GPU reads: a run by hand ends with its seconds, not with its tokens
-EDITS: dict[str, dict[str, Value]] = {
+EDITS: dict[str, dict[str, bool | float]] = {
     "bigram off": {"GPU_BIGRAM": False},
     "smear off": {"GPU_SMEAR": False},
     "value embedding off": {"VALUE_EMBEDDING": False},
@@ -49,16 +47,27 @@ Run = dict[str, float]
 
 
 def text_of_this_machine(data: Path) -> None:
-    """Prepare the Python sources of the installed packages, with 8192 tokens where that many can be learnt."""
-    installed = Path(sysconfig.get_path("purelib"))
+    """Prepare the Python sources that are installed here, with 8192 tokens where that many can be learnt."""
     vocabulary = ["--vocab", "8192"] if find_spec("tokenizers") else []
     with tempfile.TemporaryDirectory() as place:
-        for path in sorted(installed.rglob("*.py")):
-            copy = Path(place) / path.relative_to(installed)
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, copy)
+        for root in {Path(sysconfig.get_path(name)) for name in ("purelib", "stdlib")}:
+            for path in sorted(root.rglob("*.py")):
+                if root.name == "site-packages" or "site-packages" not in path.relative_to(root).parts:
+                    copy = Path(place) / path.relative_to(root)
+                    copy.parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copyfile(path, copy)
         argv = [sys.executable, str(ROOT / "baseline" / "prepare.py"), "--out", str(data), "--source", f"text:{place}"]
-        subprocess.run([*argv, *vocabulary], check=True)
+        if subprocess.run([*argv, *vocabulary], check=False).returncode:
+            sys.exit("the text could not be prepared: name a prepared folder with --data")
+
+
+def edited(source: str, edit: dict[str, bool | float]) -> str:
+    """The script with other constants. Needs torch alone, as the script does."""
+    for name, value in edit.items():
+        source, count = re.subn(rf"(?m)^{name} = \S+", f"{name} = {value!r}", source)
+        if count != 1:
+            sys.exit(f"{TRAIN.name} has {count} lines that set {name}, not one: correct EDITS")
+    return source
 
 
 def run(source: str, seed: int, seconds: float, options: argparse.Namespace) -> Run:
@@ -104,9 +113,9 @@ def measure(options: argparse.Namespace) -> None:
     for name, edit in EDITS.items():
         if options.only and name not in options.only.split(","):
             continue
-        edited = [run(rewrite(source, edit), seed, options.short, options) for seed in seeds]
-        changes = [100 * (b["val_bpb"] / a["val_bpb"] - 1) for a, b in zip(short, edited, strict=True)]
-        speed = sum(one["tokens_per_s"] for one in edited) / sum(one["tokens_per_s"] for one in short)
+        runs = [run(edited(source, edit), seed, options.short, options) for seed in seeds]
+        changes = [100 * (b["val_bpb"] / a["val_bpb"] - 1) for a, b in zip(short, runs, strict=True)]
+        speed = sum(one["tokens_per_s"] for one in runs) / sum(one["tokens_per_s"] for one in short)
         print(f"{name:24} {mean(changes):+7.2f}% {stdev(changes):6.2f}% {speed:8.2f}x", flush=True)
 
 

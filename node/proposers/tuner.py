@@ -377,7 +377,8 @@ def _discard(moves: Sequence[Move], numbers: Mapping[Key, _Number]) -> None:
 
 def _in_words(move: Move) -> str:
     """The hypothesis of one change. `_read` is the way back."""
-    constant, comment = move.constant, move.constant.comment[:COMMENT_LIMIT]
+    constant = move.constant
+    comment = constant.comment.partition(";")[0][:COMMENT_LIMIT]  # behind it stands what it is worth
     if constant.kind == "switch":
         return f"Switch {constant.name} {'on' if move.value else 'off'}{': ' + comment if comment else ''}"
     if isinstance(move.value, str) or isinstance(constant.value, str):
