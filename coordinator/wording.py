@@ -234,10 +234,13 @@ def proxy(history: History) -> str:
     health, write = proxy_health(history), numbers(history)
     gains = f"screened {write.gain(health.screened)}, confirmed {write.gain(health.confirmed)} on average"
     told = f"{count(health.claims, 'claim')} confirmed or refuted: {gains}"
-    if health.rho is None:
-        return f"{told}; too few, or too alike, to rank"
+    scaled = f"; {health.scaled} of them at a larger scale, {_ranked(health.scale_rho)}" if health.scaled else ""
     alarm = "; screening does not predict confirmation here" if health.failing else ""
-    return f"{told}; rank correlation {health.rho:+.2f}{alarm}"
+    return f"{told}; {_ranked(health.rho)}{alarm}{scaled}"
+
+
+def _ranked(rho: float | None) -> str:
+    return "too few, or too alike, to rank" if rho is None else f"rank correlation {rho:+.2f}"
 
 
 def shams(history: History) -> str:

@@ -3,7 +3,8 @@
 A pure reading of a History. One claim is one point: the gain that its branch saw on the screening seed, and the mean
 gain of its first confirmation on fresh seeds. Their rank correlation (Spearman 1904) is near 1 when screening ranks
 ideas as confirmation does, and near 0 when it only picks lucky seeds. Only what was claimed is confirmed, so weak ideas
-are missing and the correlation is an underestimate; with few points it says nothing, and then it is not told.
+are missing and the correlation is an underestimate; with few points it says nothing, and then it is not told. The same
+is asked of confirmation: does it rank as the check at a larger scale does?
 """
 
 from collections.abc import Iterator, Sequence
@@ -29,6 +30,10 @@ class Health(NamedTuple):
     """Mean gain at screening over those claims, positive is better."""
     confirmed: float
     """Mean gain on their fresh seeds: how much of the screened gain was the luck of the seed."""
+    scaled: int
+    """Accepted claims that were also measured at a larger scale."""
+    scale_rho: float | None
+    """Rank correlation of their confirmed gains with those at that scale; None as for `rho`."""
 
     @property
     def failing(self) -> bool:
@@ -40,12 +45,20 @@ def proxy_health(told: History) -> Health:
     """Read from every claim that has a verdict; the first verdict of each, as a carried claim is another tree."""
     points = [point for experiment in told.experiments for point in _points(told, experiment)]
     screened, confirmed = [before for before, _ in points], [after for _, after in points]
+    scaled = [point for experiment in told.experiments for point in _scaled(told, experiment)]
     return Health(
         claims=len(points),
-        rho=rank_correlation(screened, confirmed) if len(points) >= FEWEST else None,
+        rho=_rho(points),
         screened=fmean(screened) if points else 0.0,
         confirmed=fmean(confirmed) if points else 0.0,
+        scaled=len(scaled),
+        scale_rho=_rho(scaled),
     )
+
+
+def _rho(points: Sequence[tuple[float, float]]) -> float | None:
+    first, second = [before for before, _ in points], [after for _, after in points]
+    return rank_correlation(first, second) if len(points) >= FEWEST else None
 
 
 def _points(told: History, experiment: Experiment) -> Iterator[tuple[float, float]]:
@@ -56,6 +69,17 @@ def _points(told: History, experiment: Experiment) -> Iterator[tuple[float, floa
         gains = _gains(told, verdict)
         if verdict.candidate == claim.candidate and gains:
             yield claim.gain, fmean(gains)
+            return
+
+
+def _scaled(told: History, experiment: Experiment) -> Iterator[tuple[float, float]]:
+    check = experiment.transfer
+    if check is None or check.gain is None:
+        return
+    for verdict in experiment.verdicts:
+        gains = _gains(told, verdict)
+        if (verdict.candidate, verdict.base) == (check.candidate, check.base) and verdict.accepted and gains:
+            yield fmean(gains), check.gain
             return
 
 

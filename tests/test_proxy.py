@@ -11,6 +11,7 @@ from coordinator.report import report_md
 from swarm.cli.tables import status_table
 from swarm.history import history
 from swarm.proxy import Health, proxy_health, rank_correlation
+from swarm.records import TransferChecked
 
 
 def study(points: Sequence[tuple[float, float]]) -> Scribe:
@@ -63,6 +64,23 @@ def test_unconfirmed_claims_are_no_points() -> None:
     waiting = scribe.admit("still open", "Z = 1")
     scribe.claim(waiting, 9.0)
     assert proxy_health(history(scribe.facts)).claims == 5
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_confirmed_gains_are_ranked_against_those_at_a_larger_scale(sign: int) -> None:
+    scribe = study([])
+    for number in range(1, 7):
+        idea = scribe.admit(f"idea {number}", f"Y{number} = 1")
+        scribe.claim(idea, 0.02)
+        runs = [(scribe.baseline, scribe.baseline + scribe.better * 0.01 * number)] * 2
+        evidence = scribe.pairs("confirm", idea.proposal.idea, idea.candidate, scribe.champion, runs)
+        scribe.judge(idea, evidence, 0.01, 0.005, 0.015, accepted=True)
+        base, gain = scribe.champion, sign * 0.001 * number
+        tree = (idea.proposal.idea, idea.candidate, base)
+        scribe.facts.append(TransferChecked(*tree, "depth=2", "fades", 0.1, 0.0, 0.2, gain, (), False, "", scribe.now))
+    told = history(scribe.facts)
+    assert proxy_health(told).scaled == 6 and proxy_health(told).scale_rho == pytest.approx(sign)
+    assert f"6 of them at a larger scale, rank correlation {sign:+d}.00" in report_md(told)
 
 
 @given(st.lists(st.tuples(st.integers(-9, 9), st.integers(-9, 9)), min_size=2, max_size=30))
