@@ -3,8 +3,8 @@
     .venv/bin/python -m benchmarks.merging [--worlds 2000]
 
 The world is assumed: true gains of 1 to 3 noise sd, claims with an error of 0.5, every pair of ideas interacting with
-sd 0.3; a conflicting pair (10 %) is together worth nothing. A run's noise is 1 sd; a set is measured by two
-runs beside the champion's two, which the sets share.
+sd 0.3; a conflicting pair (10 %) is together worth nothing. A run's noise is 1 sd. As in a study, a set is measured by
+two runs, beside two runs of the champion that at most four sets of one step share; the next step has its own.
 """
 
 import argparse
@@ -17,7 +17,9 @@ from statistics import fmean
 from typing import NamedTuple
 
 from coordinator.batches import PAIRS, Final, Idea, Set, plan
+from coordinator.leases import SHARED_BY
 
+RUN_SD = 1.0
 CONFLICTS = 0.1  # of pairs
 INTERACTION = 0.3  # sd of a pair
 
@@ -64,14 +66,18 @@ def batch(count: int, seed: int, conflicts: float = CONFLICTS, sd: float = INTER
     random_ = random.Random(seed)
     true = world(count, random_, conflicts, sd)
     ideas = [Idea(name, gain / 0.85 + random_.gauss(0, 0.5)) for name, gain in true.gains.items()]
-    champion = random_.gauss(0, PAIRS**-0.5)
-    measured: dict[Set, float] = {}
-    while not isinstance(step := plan(ideas, measured), Final):
-        measured[step.ideas] = true.worth(step.ideas) + random_.gauss(0, PAIRS**-0.5) - champion
+    runs, measured = 0, dict[Set, float]()
+    while not isinstance(step := plan(ideas, measured, RUN_SD * 2**0.5), Final):
+        for at in range(0, len(step.sets), SHARED_BY):
+            together = step.sets[at : at + SHARED_BY]
+            champion = random_.gauss(0, RUN_SD * PAIRS**-0.5)
+            runs += PAIRS * (1 + len(together))
+            for some in together:
+                measured[some] = true.worth(some) + random_.gauss(0, RUN_SD * PAIRS**-0.5) - champion
     final = frozenset(step.order)
     best = max(map(true.worth, subsets(list(true.gains))))
     harmful = any(true.worth(final - {idea}) > true.worth(final) for idea in final)
-    return Outcome(PAIRS * (len(measured) + 1), true.worth(final), best, harmful)
+    return Outcome(runs, true.worth(final), best, harmful)
 
 
 class Batches(NamedTuple):

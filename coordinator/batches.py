@@ -1,17 +1,25 @@
-"""Which of several accepted ideas to land together: the whole batch, halves where it disappoints, then each left out.
+"""Which of several accepted ideas to land together: all, and each left out, are measured, then what promises most.
 
 Pure and without memory: the same ideas and measurements give the same next step, so it can be asked again after a
-restart. It knows nothing of files, nodes or claims; gains are in noise sd, over the champion that all ideas start from.
+restart. It knows nothing of files, nodes or claims; gains are over the champion that all ideas start from.
+
+A measured set teaches about every set that it shares ideas with. What a set gains is taken as the sum of its claims,
+plus an error of each claim, plus an interaction of each two ideas; all of these are normal, so what to expect of every
+set follows from what was measured by linear algebra (kriging), and most sets need not be measured to be ruled out.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
+from statistics import fmean
 
-KEEP = 0.6  # a set stays when it gains this share of what is expected of it
-KEEP_ONE = 0.0  # of a single idea: in a conflict it costs about what the other one gains, far below zero
 SHRINK = 0.85  # expected of a confirmed claim: the winner's curse that the early stop leaves
-PAIRS = 2  # of one set: at most 8 runs for three ideas and 26 for six; with 3 pairs 12 and 39, for 1 % more of the gain
-LEAVE_ONE_OUT_FROM = 5  # ideas; with fewer, a conflict is rare and bisecting finds it
+CLAIM_ERROR = 0.3  # of a claim, in noise sd of a pair: what some six pairs leave
+INTERACTION = 0.65  # of two ideas, in mean claims; 0.4 and 1.0 keep the same share of the gain within 0.4 %
+LEAST_SD = 1e-4  # in mean claims: below it elimination would lose its digits
+PAIRS = 2  # of one set
+GROUP = 4  # sets measured at once: they share the champion's runs in a block, whose noise cancels between them
+MOST_SETS = 12  # six ideas take at most 32 runs
 
 Set = frozenset[str]
 
@@ -26,9 +34,9 @@ class Idea:
 
 @dataclass(frozen=True)
 class Measure:
-    """Measure these ideas together next."""
+    """Measure these sets of ideas next, side by side."""
 
-    ideas: Set
+    sets: tuple[Set, ...]
 
 
 @dataclass(frozen=True)
@@ -38,53 +46,63 @@ class Final:
     order: tuple[str, ...]
 
 
-@dataclass(eq=False)
-class _Unknown(Exception):  # noqa: N818  # not an error: the plan stops where a measurement is missing
-    ideas: Set
-
-
-def plan(ideas: Sequence[Idea], measured: Mapping[Set, float]) -> Measure | Final:
-    """The next set to measure, or the set to land when everything that matters has been measured."""
+def plan(ideas: Sequence[Idea], measured: Mapping[Set, float], sd: float = 1.0) -> Measure | Final:
+    """The sets to measure next, or the one to land when it is known, or has cost enough; `sd` is that of a pair."""
     claims = {idea.name: SHRINK * idea.claimed for idea in ideas}
     order = sorted(claims, key=lambda name: (-claims[name], name))
-    try:
-        kept = _bisected(order, frozenset(), claims, measured)
-        if len(ideas) >= LEAVE_ONE_OUT_FROM:
-            kept = _without_the_harmful(kept, measured)
-    except _Unknown as missing:
-        return Measure(missing.ideas)
-    return Final(tuple(name for name in order if name in kept))
+    if missing := [some for some in _first(order) if some not in measured]:
+        return Measure(tuple(missing))
+    sets = [frozenset(some) for size in range(1, len(order) + 1) for some in combinations(order, size)]
+    expected = _expected(sets, claims, measured, sd)
+    best_first = sorted(sets, key=lambda some: -expected[some])
+    unknown = [some for some in best_first if len(some) > 1 and some not in measured]
+    room = min(GROUP, min(MOST_SETS, len(order) * (len(order) - 1) // 2) - len(measured))
+    if unknown and best_first[0] == unknown[0] and room > 0:
+        return Measure(tuple(unknown[:room]))
+    final = next((some for some in best_first if some not in unknown), frozenset())
+    return Final(tuple(name for name in order if name in final))
 
 
-def _gain(ideas: Set, measured: Mapping[Set, float]) -> float:
-    if not ideas:
-        return 0.0
-    if ideas not in measured:
-        raise _Unknown(ideas)
-    return measured[ideas]
+def _first(order: Sequence[str]) -> list[Set]:
+    """The whole, and each idea but the largest left out; one alone is known from its claim."""
+    whole = frozenset(order)
+    return [some for some in (whole, *(whole - {name} for name in reversed(order[1:]))) if len(some) > 1]
 
 
-def _bisected(names: Sequence[str], kept: Set, claims: Mapping[str, float], measured: Mapping[Set, float]) -> Set:
-    """`kept` and those of `names` that go with it."""
-    both = kept | set(names)
-    if len(both) == 1:  # confirmed already, by its own claim
-        return both
-    base = _gain(kept, measured) if len(kept) != 1 else sum(claims[name] for name in kept)
-    share = KEEP if len(names) > 1 else KEEP_ONE
-    if _gain(both, measured) - base >= share * sum(claims[name] for name in names):
-        return both
-    if len(names) == 1:
-        return kept
-    half = (len(names) + 1) // 2
-    first = _bisected(names[:half], kept, claims, measured)
-    return _bisected(names[half:], first, claims, measured)
+def _expected(
+    sets: Sequence[Set], claims: Mapping[str, float], measured: Mapping[Set, float], sd: float
+) -> dict[Set, float]:
+    """What every set gains, as far as can be told: its claims, moved by what similar sets gained more or less."""
+    mean = fmean(claims.values() or [0.0])
+    sd = max(sd, LEAST_SD * mean)
+    alone, pair = (CLAIM_ERROR * sd) ** 2, (INTERACTION * mean) ** 2
+    own = champion = sd**2 / PAIRS / 2  # half of a pair's noise each
+
+    def shared(one: Set, other: Set) -> float:
+        common = len(one & other)
+        return alone * common + pair * common * (common - 1) / 2
+
+    def claimed(some: Set) -> float:
+        return sum(claims[name] for name in sorted(some))
+
+    known = sorted(measured, key=sorted)
+    matrix = [[shared(a, b) + champion + own * (a == b) for b in known] for a in known]
+    weights = _solved(matrix, [measured[some] - claimed(some) for some in known])
+    return {
+        some: claimed(some) + sum(shared(some, one) * weight for one, weight in zip(known, weights, strict=True))
+        for some in sets
+    }
 
 
-def _without_the_harmful(kept: Set, measured: Mapping[Set, float]) -> Set:
-    """One pass: every idea left out once; the one that is missed least goes, if the rest gains as much without it."""
-    if len(kept) < 3:  # two were measured together as a pair above
-        return kept
-    whole = _gain(kept, measured)
-    losses = {name: whole - _gain(kept - {name}, measured) for name in sorted(kept)}
-    worst = min(losses, key=lambda name: losses[name])
-    return kept - {worst} if losses[worst] <= 0 else kept
+def _solved(matrix: Sequence[Sequence[float]], right: Sequence[float]) -> list[float]:
+    """Of linear equations, by elimination; a covariance with noise on its diagonal needs no pivots."""
+    rows = [[*row, value] for row, value in zip(matrix, right, strict=True)]
+    for i, row in enumerate(rows):
+        for j in range(i + 1, len(rows)):
+            factor = rows[j][i] / row[i]
+            rows[j] = [below - factor * above for below, above in zip(rows[j], row, strict=True)]
+    found: list[float] = []
+    for i in reversed(range(len(rows))):
+        rest = sum(a * x for a, x in zip(rows[i][i + 1 : -1], reversed(found), strict=True))
+        found.append((rows[i][-1] - rest) / rows[i][i])
+    return found[::-1]

@@ -11,7 +11,7 @@ from random import Random
 
 from coordinator.rechecks import owed as owed_recheck
 from coordinator.rechecks import wants_pair
-from coordinator.stacking import is_wanted
+from coordinator.stacking import pairs_missing
 from coordinator.state import Claim, State
 from coordinator.transfer import owed
 from swarm.config import Config
@@ -145,11 +145,10 @@ class Leases:
     def _wants_pair(self, claim: Claim) -> bool:
         if claim.failed or in_vain(claim) or claim.base != self._state.champion and not claim.pairs:
             return False
-        if claim.ideas and not is_wanted(self._state, claim):
-            return False
         missing = max(1, self._state.rule.min_pairs - len(claim.pairs))
         allowed = missing if claim.noise.df < EARLY_DF else 1
-        return self._in_flight[(claim.experiment, claim.base)] < allowed
+        most = pairs_missing(self._state, claim) if claim.ideas else allowed
+        return self._in_flight[(claim.experiment, claim.base)] < min(allowed, most)
 
     def _best_node(self, claim: Claim) -> str | None:
         free = [uid for uid in self._free if self._may_measure(uid, claim)]
@@ -172,6 +171,8 @@ class Leases:
         seen = {first.candidate}
         for claim in self._state.open_claims.values():
             if claim.base != first.base or claim.platform != first.platform or claim.candidate in seen:
+                continue
+            if bool(claim.ideas) != bool(first.ideas):  # sets are compared with each other, so they stay together
                 continue
             spread = not claim.drawn[uid] or len(claim.drawn) >= min(SPREAD, self._others(claim))
             if spread and self._may_measure(uid, claim) and self._wants_pair(claim):

@@ -4,8 +4,9 @@ An idea *waits* when it was accepted on a champion that has moved since; the tre
 so it has to be measured again. One by one, each would be measured again for every other that lands before it. Instead:
 
 1. The ideas that wait, and merge with each other, are the *batch* of this champion. The first `Stacked` fixes it.
-2. `coordinator/batches` plans which *set* of them is measured next. A set is a Claim that names its ideas; what it
-   gained on its first `PAIRS` pairs is told as an `Interaction`.
+2. `coordinator/batches` plans which *sets* of them are measured next, side by side: in a block they share the
+   champion's run, so its noise cancels between them. A set is a Claim that names its ideas; what it gained on its first
+   `PAIRS` pairs is told as an `Interaction`. When all of them are told, the plan goes on.
 3. The set that the plan ends with is *final*: it gets pairs until the ordinary test decides, is asked about on the
    holdout, and lands as one Promotion. All others are closed. Meanwhile nothing else lands.
 4. Whatever goes wrong (they do not join, the set crashes, is rejected, refused by the holdout, loses its blocks, or its
@@ -19,6 +20,7 @@ and passes the ordinary test by itself, so that choosing among them accepts no m
 """
 
 from collections.abc import Collection, Iterator, Sequence
+from math import inf
 from statistics import fmean
 
 from coordinator.batches import PAIRS, Final, Idea, Measure, Set, plan
@@ -49,8 +51,10 @@ def step(state: State, gone: Collection[str], now: float) -> list[Fact] | None:
     if told := [*_measured(state, batch, now)]:
         return [*told]
     following = _plan(state, batch)
+    if following is None:
+        return []
     if isinstance(following, Measure):
-        return [] if _set_of(state, following.ideas) else [_joined(state, batch, following.ideas, now)]
+        return [_joined(state, batch, ideas, now) for ideas in following.sets]
     final = _set_of(state, frozenset(following.order))
     return [] if final is not None and final.verdict is None else None
 
@@ -64,9 +68,10 @@ def is_final(state: State, claim: Claim) -> bool:
     return isinstance(following, Final) and set(following.order) == set(claim.ideas)
 
 
-def is_wanted(state: State, claim: Claim) -> bool:
-    """Whether an open set is to get more pairs: it is still measured, or the one that is judged."""
-    return len(claim.pairs) < PAIRS or is_final(state, claim)
+def pairs_missing(state: State, claim: Claim) -> float:
+    """How many more an open set is to get: what it is measured by; without end if it is the one that is judged."""
+    missing = PAIRS - len(claim.pairs)
+    return inf if missing <= 0 and is_final(state, claim) else missing
 
 
 def why_closed(state: State, claim: Claim) -> str:
@@ -76,7 +81,7 @@ def why_closed(state: State, claim: Claim) -> str:
     batch = _batch(state)
     if len(batch) < 2:
         return "its ideas go on one by one"
-    if isinstance(_plan(state, batch), Measure) or is_final(state, claim):
+    if not isinstance(_plan(state, batch), Final) or is_final(state, claim):
         return ""
     told = _interactions(state).get(frozenset(claim.ideas))
     return f"another set of these ideas is better{f': {told.reason}' if told else ''}"
@@ -141,9 +146,13 @@ def _that_join(state: State, claims: Sequence[Claim]) -> list[Claim]:
     return found
 
 
-def _plan(state: State, batch: Sequence[Claim]) -> Measure | Final:
+def _plan(state: State, batch: Sequence[Claim]) -> Measure | Final | None:
+    """None while sets are being measured: what is known of half of them is not what the plan was made for."""
+    measured = {ideas: told.gain for ideas, told in _interactions(state).items()}
+    if any(frozenset(claim.ideas) not in measured for claim in _sets(state)):
+        return None
     ideas = [Idea(claim.experiment, _published(claim) / SHRINKAGE) for claim in batch]
-    return plan(ideas, {ideas: told.gain for ideas, told in _interactions(state).items()})
+    return plan(ideas, measured, batch[0].noise.sd)
 
 
 def _published(claim: Claim) -> float:

@@ -6,7 +6,10 @@ together, or be the same gain twice: that is for whoever measures the result.
 """
 
 import ast
-from collections.abc import Mapping, Sequence
+import difflib
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -47,6 +50,12 @@ class _Block(NamedTuple):
     units: dict[str, str]  # key -> text, in order
     tail: str
     nodes: dict[str, ast.stmt]  # of units that are one statement
+
+
+_NAMED = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Assign | ast.AnnAssign
+
+_Sides = tuple[_Block, _Block, _Block]
+_Places = Sequence[Mapping[str, str]]  # of each side: unit -> the one that all have before it
 
 
 def merge(base: str, ours: str, theirs: str) -> str:
@@ -199,39 +208,109 @@ def _merge_blocks(base: _Block, ours: _Block, theirs: _Block, *, prefix: str) ->
 
 
 def _replaced_twice(base: _Block, ours: _Block, theirs: _Block, prefix: str) -> list[Clash]:
-    """Units gone on both sides, with different ones in their place: `step(1)` became `step(2)` here, `step(3)` there.
+    """Units that no side changed in place, but both got rid of, or moved: merged by name alone, one edit would be lost.
 
-    Imports may: both sets of names are wanted then.
+    Repeated units whose number changed are one unit, as nobody can say which of them is the second one now.
     """
-    kept = set(base.units) & set(ours.units) & set(theirs.units)
-    gaps = [_gaps(list(block.units), kept) for block in (base, ours, theirs)]
-    found = []
-    for before, keys in gaps[0].items():
-        gone = [key for key in keys if key not in ours.units and key not in theirs.units]
-        new = [[k for k in gap.get(before, []) if k not in base.units] for gap in gaps[1:]]
-        if all(new) and new[0] != new[1] and any(not _imports(base.nodes.get(key)) for key in gone):
-            sides = ("".join(b.units[k] for k in keys) for b, keys in zip((ours, theirs), new, strict=True))
-            found.append(Clash(prefix + gone[0], "".join(base.units[key] for key in gone), *sides))
-    return found
+    blocks = base, ours, theirs
+    repeated = _recounted(blocks)
+    found: dict[str, Clash] = {}
+    for way in (1, -1):  # what stands before a unit, and what behind it, in case a side moved one of them
+        places = _places_of(blocks, repeated, way)
+        clashes = [*_gone(blocks, places), *_repeated(blocks, places, repeated), *_moved(blocks, places)]
+        found = {clash.name: clash for clash in clashes} | found
+    return [clash._replace(name=prefix + name) for name, clash in found.items()]
 
 
-def _gaps(keys: Sequence[str], kept: set[str]) -> dict[str, list[str]]:
-    """What stands between the units that all have, by the one before."""
-    gaps: dict[str, list[str]] = {}
+def _recounted(blocks: _Sides) -> set[str]:
+    """Units that stand there more than once, and not equally often on all sides."""
+    counts = [Counter(map(_family, block.units)) for block in blocks]
+    return {
+        name
+        for name in {*counts[0], *counts[1], *counts[2]}
+        if len(numbers := {count[name] for count in counts}) > 1 and max(numbers) > 1
+    }
+
+
+def _gone(blocks: _Sides, places: _Places) -> Iterator[Clash]:
+    """`step(1)` became `step(2)` here; there it became `step(3)`, or was removed.
+
+    Imports may: both sets of names are wanted then. What has a name and was removed on both sides is gone: what one of
+    them has in its place bears another name.
+    """
+    base, *sides = blocks
+    before, *after = places
+    for place in dict.fromkeys(before.values()):
+        gone = [k for k, at in before.items() if at == place and all(side.get(k) != place for side in after)]
+        new = [[k for k, at in side.items() if at == place and before.get(k) != place] for side in after]
+        nodes = [base.nodes.get(key) for key in gone]
+        lost = [node for node in nodes if not _imports(node) and (all(new) or not isinstance(node, _NAMED))]
+        if lost and new[0] != new[1]:
+            texts = ("".join(s.units[k] for k in keys) for s, keys in zip(sides, new, strict=True))
+            yield Clash(gone[0], "".join(base.units[key] for key in gone), *texts)
+
+
+def _repeated(blocks: _Sides, places: _Places, repeated: Set[str]) -> Iterator[Clash]:
+    """One of two equal statements was removed here; there another one, or something was added beside them."""
+    for name in sorted(repeated):
+        base, *sides = (
+            [(at, block.units[key]) for key, at in side.items() if _family(key) == name]
+            for block, side in zip(blocks, places, strict=True)
+        )
+        if sides[0] == sides[1]:
+            continue
+        beside = {at for at, _ in [*base, *sides[0], *sides[1]]}
+        added = [{at for key, at in side.items() if places[0].get(key) != at} & beside for side in places[1:]]
+        if all(side != base or more for side, more in zip(sides, added, strict=True)):
+            yield Clash(name, *("".join(text for _, text in side) for side in (base, *sides)))
+
+
+def _moved(blocks: _Sides, places: _Places) -> Iterator[Clash]:
+    """Removed here and moved there, or put into two places; an import may stand anywhere."""
+    for key in {**places[1], **places[2]}:
+        before, ours, theirs = (side.get(key) for side in places)
+        imported = all(_imports(block.nodes.get(key)) for block in blocks if key in block.units)
+        if ours not in (before, theirs) and theirs != before and not imported:
+            yield Clash(key, *(block.units.get(key, "") for block in blocks))
+
+
+def _places_of(blocks: _Sides, repeated: Set[str], way: int) -> list[dict[str, str]]:
+    keys = [list(block.units) for block in blocks]
+    kept = _in_order(*([key for key in side if _family(key) not in repeated] for side in keys))
+    return [_places(side[::way], kept) for side in keys]
+
+
+def _in_order(base: list[str], ours: list[str], theirs: list[str]) -> set[str]:
+    """Units that all three have in the same order; those around which the others moved."""
+    common = base
+    for side in sorted((ours, theirs)):  # which is which must not matter
+        matcher = difflib.SequenceMatcher(a=common, b=side, autojunk=False)
+        common = [key for block in matcher.get_matching_blocks() for key in common[block.a : block.a + block.size]]
+    return set(common)
+
+
+def _places(keys: Sequence[str], kept: Set[str]) -> dict[str, str]:
+    """Behind which unit that all have the others stand."""
+    places: dict[str, str] = {}
     before = ""
     for key in keys:
         if key in kept:
             before = key
         else:
-            gaps.setdefault(before, []).append(key)
-    return gaps
+            places[key] = before
+    return places
+
+
+def _family(key: str) -> str:
+    """Repeated units have it in common; see `_free`."""
+    return re.sub(r" \(\d+\)$", "", key)
 
 
 def _imports(node: ast.stmt | None) -> bool:
     return isinstance(node, ast.Import | ast.ImportFrom)
 
 
-def _merge_unit(key: str, sides: tuple[_Block, _Block, _Block], prefix: str) -> str | None:
+def _merge_unit(key: str, sides: _Sides, prefix: str) -> str | None:
     base, ours, theirs = (side.units.get(key) for side in sides)
     try:
         return _three_way(base, ours, theirs, prefix + key)

@@ -8,19 +8,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.merging import batch
-from coordinator.batches import Final, Idea, Measure, Set, plan
+from coordinator.batches import MOST_SETS, SHRINK, Final, Idea, Measure, Set, plan
 
 WORLDS = 1_000
 FIRST_SEED = 1_000_000  # none of these worlds was looked at when the thresholds were chosen
 
 
-def finished(ideas: list[Idea], worth: dict[Set, float]) -> tuple[Final, list[Set]]:
-    """Follow the plan where measurements are exact."""
+def finished(ideas: list[Idea], worth: dict[Set, float]) -> tuple[Final, list[tuple[Set, ...]]]:
+    """Follow the plan where measurements are exact; the sets of each step."""
     measured: dict[Set, float] = {}
+    steps: list[tuple[Set, ...]] = []
     while not isinstance(step := plan(ideas, measured), Final):
-        assert step.ideas not in measured, "nothing is measured twice"
-        measured[step.ideas] = worth[step.ideas]
-    return step, list(measured)
+        assert measured.keys().isdisjoint(step.sets), "nothing is measured twice"
+        measured |= {some: worth[some] for some in step.sets}
+        steps.append(step.sets)
+    return step, steps
 
 
 def additive(gains: dict[str, float], **pairs: float) -> dict[Set, float]:
@@ -36,9 +38,10 @@ GAINS = {"a": 3.0, "b": 2.0, "c": 1.0}
 IDEAS = [Idea(name, gain) for name, gain in GAINS.items()]
 
 
-def test_ideas_that_get_along_land_after_one_measurement_largest_first() -> None:
-    final, measured = finished(IDEAS[::-1], additive(GAINS))
-    assert final.order == ("a", "b", "c") and measured == [frozenset("abc")]
+def test_ideas_that_get_along_land_after_one_step_largest_first() -> None:
+    final, steps = finished(IDEAS[::-1], additive(GAINS))
+    assert final.order == ("a", "b", "c")
+    assert steps == [(frozenset("abc"), frozenset("ab"), frozenset("ac"))], "all, and each but the largest left out"
 
 
 def test_of_two_in_conflict_the_larger_lands() -> None:
@@ -67,10 +70,28 @@ def test_every_plan_ends_and_can_be_taken_up_again(gains: list[float], noise: li
     named = {f"i{n}": gain for n, gain in enumerate(gains)}
     ideas = [Idea(name, gain) for name, gain in named.items()]
     worth = {some: value + noise[n] for n, (some, value) in enumerate(additive(named).items())}
-    final, measured = finished(ideas, worth)
-    assert set(final.order) <= set(named) and len(measured) <= 4 * len(gains)
-    for done in range(len(measured)):  # only what was measured decides, not how one got there
-        assert plan(ideas[::-1], {some: worth[some] for some in measured[:done]}) == Measure(measured[done])
+    final, steps = finished(ideas, worth)
+    assert set(final.order) <= set(named) and sum(map(len, steps)) <= MOST_SETS
+    assert len(final.order) < 2 or any(frozenset(final.order) in step for step in steps), "what lands was measured"
+    measured: dict[Set, float] = {}
+    for step in steps:  # only what was measured decides, not how one got there
+        assert plan(ideas[::-1], measured) == Measure(step)
+        measured = {some: worth[some] for some in step} | measured
+
+
+@given(gains=st.lists(st.floats(0.5, 4), min_size=2, max_size=6), sd=st.sampled_from([1e-9, 0.01, 0.1]))
+@settings(max_examples=100)
+def test_what_is_measured_exactly_is_believed(gains: list[float], sd: float) -> None:
+    """Of what was measured, the best lands, whatever had been claimed."""
+    named = {f"i{n}": gain for n, gain in enumerate(gains)}
+    worth = additive(named)
+    rivals = {some: value - 3 * sum(gains) * ({"i0", "i1"} <= some) for some, value in worth.items()}
+    measured: dict[Set, float] = {}
+    ideas = [Idea(name, gain / SHRINK) for name, gain in named.items()]
+    while not isinstance(step := plan(ideas, measured, sd * min(gains)), Final):
+        measured |= {some: rivals[some] for some in step.sets}
+    assert not {"i0", "i1"} <= set(step.order)
+    assert rivals[frozenset(step.order)] >= max(measured.values()) - 0.05 * max(gains)
 
 
 @pytest.mark.parametrize(("count", "kept", "runs"), [(3, 0.97, 8), (6, 0.95, 34)])

@@ -1,6 +1,7 @@
 """Two edits of the same files: joined without a loss, or in conflict by name."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -206,6 +207,68 @@ def test_a_comment_and_the_value_beside_it_join() -> None:
         "# s\nA = 2  # range: 1..9\n"
     )
     assert joined("A = 1  # x\n", "A = 1  # y\n", "A = 1  # z\n") is None
+
+
+def test_what_one_side_changed_and_the_other_removed_is_a_conflict() -> None:
+    base, changed, removed = (f"a = 1\n{call}b = 2\n" for call in ("warm_up(1)\n", "warm_up(2)\n", ""))
+    assert joined(base, changed, removed) is joined(base, removed, changed) is None
+    assert joined(base, removed, removed) == removed
+
+
+def test_of_two_equal_statements_each_side_removed_another_one() -> None:
+    base, first, second = "x = 1\nuse(x)\nx = 2\nuse(x)\n", "x = 1\nx = 2\nuse(x)\n", "x = 1\nuse(x)\nx = 2\n"
+    assert joined(base, first, second) is joined(base, second, first) is None
+    assert joined(base, first, first) == joined(base, base, first) == first
+
+
+def test_the_same_statement_added_at_two_places_is_a_conflict() -> None:
+    places = "use(x)\na = 1\nb = 2\n", "a = 1\nb = 2\nuse(x)\n"
+    assert joined("a = 1\nb = 2\n", *places) is None
+
+
+def slots(draw: st.DrawFn) -> list[list[str]]:
+    """What stands between units that nobody touches: statements with a name, without one, and one that repeats."""
+    texts = ["step({n}, 0)", "step({n}, 1)", "x{n} = 0", "x{n} = 1", "use(x)"]
+    return [draw(st.lists(st.sampled_from([text.format(n=n) for text in texts]), max_size=3)) for n in range(3)]
+
+
+@st.composite
+def three_sides(draw: st.DrawFn) -> tuple[list[list[str]], list[list[str]], list[list[str]]]:
+    base, ours, theirs = slots(draw), slots(draw), slots(draw)
+    for n, changed in enumerate(draw(st.lists(st.sampled_from(["both", "ours", "theirs"]), min_size=3, max_size=3))):
+        ours[n] = base[n] if changed == "theirs" else ours[n]
+        theirs[n] = base[n] if changed == "ours" else theirs[n]
+    return base, ours, theirs
+
+
+def written(side: list[list[str]]) -> str:
+    return "".join("\n".join([*slot, f"K{n} = 0", f"L{n} = 0", f"M{n} = 0\n"]) for n, slot in enumerate(side))
+
+
+def units(slot: list[str]) -> set[str]:
+    return {statement.split(" =")[0] for statement in slot}
+
+
+@given(sides=three_sides())
+@settings(max_examples=500, deadline=None)
+def test_a_unit_that_both_got_rid_of_differently_is_a_conflict_and_no_addition_is_lost(
+    sides: tuple[list[list[str]], list[list[str]], list[list[str]]],
+) -> None:
+    merged = joined(*map(written, sides))
+    assert merged == joined(written(sides[0]), written(sides[2]), written(sides[1]))
+    if merged is None:
+        return
+    moved = len({sum(slot.count("use(x)") for slot in side) for side in sides}) == 1  # takes along what follows it
+    lines = [part.splitlines() for part in re.split(r"K\d = 0\nL\d = 0\nM\d = 0\n", merged)]
+    for base, ours, theirs, found in zip(*sides, lines[:-1], strict=True):
+        if ours == base or base == theirs or ours == theirs:
+            assert moved or found == (theirs if ours == base else ours)
+            continue
+        known = units(base)
+        new = [[statement for statement in side if units([statement]).isdisjoint(known)] for side in (ours, theirs)]
+        gone = {name for name in known - units(ours) - units(theirs) if all(new) or not name.startswith("x")}
+        assert not gone or new[0] == new[1] or known & units(ours) & units(theirs)
+        assert ({*ours} | {*theirs}) - {*base} <= {*merged.splitlines()}
 
 
 # --- text ------------------------------------------------------------------------------------------------

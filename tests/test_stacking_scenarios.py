@@ -1,10 +1,10 @@
 """A study of six ideas in the simulator: the good ones land together, and two that do harm together are told apart."""
 
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from io import StringIO
-from itertools import combinations
+from itertools import combinations, pairwise
 from pathlib import Path
 from random import Random
 
@@ -16,7 +16,7 @@ from coordinator.service import Service
 from coordinator.wording import together
 from swarm.cli.tables import leaderboard_page
 from swarm.history import History, history
-from swarm.records import Interaction, Promotion, Verdict
+from swarm.records import BlockDrawn, Fact, Interaction, Promotion, Stacked, Verdict
 
 SIX = {"GOOD_0": 0.12, "GOOD_1": 0.09, "GOOD_2": 0.09, "GOOD_3": 0.08, "GOOD_4": 0.08, "RIVAL": 0.07}
 TOGETHER = {("GOOD_2", "RIVAL"): -0.20}  # alone each is good, together they do harm
@@ -81,6 +81,7 @@ def test_of_six_ideas_the_good_ones_land_and_the_two_that_do_harm_together_are_t
     assert SIX.keys() - switches(service) in ({"RIVAL"}, {"GOOD_2"}), "whichever of the two lands first"
     assert not service.mind.state.open_claims and not service.mind.state.accepted, "every idea got its end"
     facts = study.facts()
+    assert_sets_are_planned_together(facts)
     stacks = [f for f in facts if isinstance(f, Promotion) and f.ideas]
     assert stacks
     for promotion in stacks:
@@ -99,6 +100,24 @@ def test_of_six_ideas_the_good_ones_land_and_the_two_that_do_harm_together_are_t
     tip = service.repo.ref("refs/heads/swarm/best")
     assert tip is not None
     assert service.repo.read(tip, "train.py") == service.mind.state.files[service.mind.state.champion]["train.py"]
+
+
+def assert_sets_are_planned_together(facts: Sequence[Fact]) -> None:
+    """No set is planned while another one is measured; those of one step share the champion's runs."""
+    waiting: set[str] = set()
+    for before, fact in pairwise(facts):
+        match fact:
+            case Stacked(experiment=name):
+                assert not waiting or isinstance(before, Stacked)
+                waiting.add(name)
+            case Interaction(experiment=name):
+                waiting.discard(name)
+            case Promotion():
+                waiting.clear()
+    sets = {fact.experiment for fact in facts if isinstance(fact, Stacked)}
+    shared = [block for block in facts if isinstance(block, BlockDrawn) and sets & {*block.experiments}]
+    assert max(len(block.experiments) for block in shared) > 1
+    assert all(sets >= {*block.experiments} for block in shared), "sets are compared with sets"
 
 
 def assert_harm_is_told(service: Service, told: History) -> None:
