@@ -47,6 +47,7 @@ from swarm.trust import level_needed, too_open
 PROPOSALS_HEARD = 8  # of one report; a researcher keeps two ready
 RETURN_S = 30.0  # at the end, a node whose agent died is waited for this long: starting it again takes about 5 s
 NO_NODE = "no node was ready"
+CHAMPION_BEFORE = "it was the champion before; whether it is better is for the comparison of champions"
 OVERTIME = 1.5  # of the wall time, after which the final comparison is cut short
 
 
@@ -205,8 +206,10 @@ class Mind:
             yield from raised(self.state, self.config.decision.sham_share, now)
 
     def _verdict(self, claim: Claim, in_flight: bool, now: float) -> Fact | None:
-        if claim.candidate == claim.base:
+        if claim.candidate in (claim.base, self.state.champion):
             return closed(claim, "the champion already contains this idea", now)
+        if self.state.was_champion(claim.candidate):
+            return closed(claim, CHAMPION_BEFORE, now)
         if claim.failed:
             return closed(claim, claim.failed, now)
         if claim.twin:
@@ -327,7 +330,7 @@ class Mind:
                 state.elapsed_s(now) >= 60 * (stop.wall_minutes - stop.final_minutes),
                 f"wall time of {stop.wall_minutes:g} minutes, {stop.final_minutes:g} of them for the last comparison",
             ),
-            (0 < stop.promotions <= len(state.promotions), f"{stop.promotions} promotions"),
+            (0 < stop.promotions <= len(state.line), f"{stop.promotions} promotions"),
             (0 < stop.trials <= state.trials, f"{stop.trials} trials"),
             (0 < caps.dollars <= state.spent.dollars, f"cap of {caps.dollars:g} dollars"),
             (0 < caps.tokens <= tokens, f"cap of {caps.tokens} tokens"),

@@ -212,6 +212,10 @@ class State:
         undone = {number for demotion in self.demotions for number in demotion.undone}
         return [promotion for promotion in self.promotions if promotion.number not in undone]
 
+    def was_champion(self, candidate: str) -> bool:
+        """Whether it is, or was on the way to, the champion: a tree is champion once, unless a demotion undid that."""
+        return candidate == self.baseline or any(promotion.candidate == candidate for promotion in self.line)
+
     @property
     def direction(self) -> Direction:
         return self.opened.direction if self.opened else "minimize"

@@ -11,6 +11,8 @@ from coordinator.state import Claim, State
 from swarm.records import Carried, Fact, Verdict
 from swarm.source import is_simpler
 
+FALLS = 2  # of one idea, after which it is closed for good
+
 
 def verdict_of(claim: Claim, decision: Accepted | Rejected, now: float) -> Verdict:
     """What its Pairs say."""
@@ -72,10 +74,18 @@ def carry_accepted(state: State, claim: Claim, now: float) -> Fact:
     return replace(told, to_port=carried.to_port)
 
 
+def _fell_twice(state: State, experiment: str) -> bool:
+    """Whether to examine an idea no further: what passes by luck, and falls, could come back for ever."""
+    standing = {promotion.number for promotion in state.line}
+    return sum(experiment in p.landed and p.number not in standing for p in state.promotions) >= FALLS
+
+
 def _carried(state: State, claim: Claim, now: float) -> Fact | Refusal:
     files, champion = state.files, state.champion
     if claim.sham:
         return Refusal("the champion moved before a pair of it had run")
+    if _fell_twice(state, claim.experiment):
+        return Refusal("it was promoted twice, and each time its champion stepped down")
     carried = carry(claim.experiment, files[claim.base], files[claim.candidate], files[champion], champion, now)
     if isinstance(carried, Carried):
         carried = replace(carried, after_demotion=len(state.demotions))
