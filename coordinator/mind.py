@@ -5,18 +5,19 @@ number. The service feeds it facts and reports and carries out what it asks for;
 ten thousand made-up nodes.
 """
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from coordinator.belief import WORDS_CHARS, flaw, named
 from coordinator.briefs import Briefs
 from coordinator.fold import absorb
-from coordinator.holdout import Gate, asked_of, landing, released
+from coordinator.holdout import Gate, asked_of, released
 from coordinator.leases import BLOCKS_IN_VAIN, Leases, Presence, in_vain, platforms_gone
 from coordinator.rechecks import due_demotion, rechecked
 from coordinator.reproduction import Accepted, Undecided, decide, paired_interval, rule_for
 from coordinator.shams import judged, raised
-from coordinator.stacking import is_final, step, why_closed
+from coordinator.stacking import is_final, step, waits_for_rival, why_closed
 from coordinator.state import SET_ASIDE, Claim, ClaimKey, Drawn, State
 from coordinator.transfer import awaits_check, checked
 from coordinator.verdicts import carry_accepted, carry_over, closed, verdict_of
@@ -105,7 +106,8 @@ class Mind:
         uid = report.node.uid
         known = self.presence.get(uid)
         held = (known.held if known else set()) | set(report.holding)
-        self.presence[uid] = Presence(report, now, held=held & self.state.leased.get(uid, {}).keys())
+        ready_at = now if report.ready else known.ready_at if known else -math.inf
+        self.presence[uid] = Presence(report, now, ready_at, held=held & self.state.leased.get(uid, {}).keys())
 
     def gone(self, node: str) -> None:
         """The node's agent is certainly dead; what it held in memory is lost."""
@@ -249,15 +251,17 @@ class Mind:
     def _promotions(self, now: float) -> list[Action]:
         """Accepted claims, oldest first: landed where they were measured, else carried onto the new champion."""
         if (together := self._together(now)) is not None:
+            self._turn = None
             return [*together]
-        if (gate := self._gate(now)) is not None:
-            answer = gate.answer()
-            return [] if answer is None else [answer]
         for claim in self.state.in_turn():
             if claim.base != self.state.champion:
+                if waits_for_rival(self.state, claim, self._gone(now)):
+                    continue
                 return [carry_accepted(self.state, claim, now)]
+            if claim.awaits_holdout:
+                return self._asked(claim, now)
             if awaits_check(claim, self.state, self.config.decision):
-                if claim.ideas:
+                if claim.ideas and not self.stop_reason(now):
                     return []  # its ideas stay where they are meanwhile
                 continue
             due = now >= self._retry_promotion_at
@@ -268,8 +272,10 @@ class Mind:
         """What is next about ideas that are joined; None where claims go on one by one."""
         if self.stop_reason(now):
             return None
-        gone = platforms_gone(self.state, self.presence, self.config.nodes.lost_after_s, now)
-        return step(self.state, gone, now)
+        return step(self.state, self._gone(now), now)
+
+    def _gone(self, now: float) -> set[str]:
+        return platforms_gone(self.state, self.presence, self.config, now)
 
     def _demotion(self, now: float) -> list[Action]:
         """A champion that steps down, and then its ideas, one after another onto the one that is restored."""
@@ -290,13 +296,23 @@ class Mind:
                     return True
         return False
 
-    def _gate(self, now: float) -> Gate | None:
-        """What the holdout says of the claim that would land next; None when it need not be asked."""
-        claim = landing(self.state)
-        if claim is None:
-            return None
+    def _asked(self, claim: Claim, now: float) -> list[Action]:
+        """What the holdout says of the claim that would land next."""
         if self._turn is None or self._turn[0] != claim.key:
             self._turn = (claim.key, now)
+        answer = Gate(self.state, self.presence, claim, self.config.nodes, self._turn[1], now).answer()
+        return [] if answer is None else [answer]
+
+    def _landing(self) -> Claim | None:
+        """The claim that would land next, if the holdout has still to be asked about it."""
+        claim = self.state.accepted.get(self._turn[0]) if self._turn is not None else None
+        lands = claim is not None and claim.base == self.state.champion and claim.awaits_holdout
+        return claim if lands else None
+
+    def _gate(self, now: float) -> Gate | None:
+        claim = self._landing()
+        if claim is None or self._turn is None:
+            return None
         return Gate(self.state, self.presence, claim, self.config.nodes, self._turn[1], now)
 
     # --- leases ---
@@ -416,7 +432,7 @@ class Mind:
             admissions=tuple(self._answers(uid, presence.report)),
             blocks=tuple(self._blocks_of(uid, presence.report)),
             brief=None if brief.version == presence.report.brief else brief,
-            holdout=asked_of(self.state, presence.report),
+            holdout=asked_of(self._landing(), presence.report),
             release=presence.report.kept if drain else released(self.state, presence.report),
             drain=drain,
         )
