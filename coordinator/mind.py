@@ -7,13 +7,14 @@ ten thousand made-up nodes.
 
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from coordinator.belief import WORDS_CHARS, flaw, named
 from coordinator.briefs import Briefs
+from coordinator.ending import Ending
 from coordinator.fold import absorb
 from coordinator.holdout import Gate, asked_of, released
-from coordinator.leases import BLOCKS_IN_VAIN, Leases, Presence, in_vain, platforms_gone
+from coordinator.leases import BLOCKS_IN_VAIN, Leases, Presence, in_vain, leasable, platforms_gone
 from coordinator.rechecks import due_demotion, rechecked
 from coordinator.reproduction import Accepted, Undecided, decide, paired_interval, rule_for
 from coordinator.shams import judged, raised
@@ -90,6 +91,7 @@ class Mind:
         self._retry_promotion_at = 0.0
         self._turn: tuple[ClaimKey, float] | None = None  # the claim that lands next, and since when
         self._level_needed = level_needed(config)
+        self._end = Ending(self.state, config)
 
     # --- feeding ---
 
@@ -124,6 +126,7 @@ class Mind:
         """Everything that follows from what is known. Facts are to be committed and absorbed before asking again."""
         if self.state.opened is None or self.state.finished is not None:
             return []
+        self._look_at_the_end(now)
         actions: list[Action] = [*self._membership(now), *self._lost_blocks(now), *self._admissions(now)]
         actions += [*self._verdicts(now), *self._shams(now)]
         actions += [*checked(self.state, self.config.decision, now), *(self._demotion(now) or self._promotions(now))]
@@ -214,6 +217,8 @@ class Mind:
             return closed(claim, CHAMPION_BEFORE, now)
         if claim.failed:
             return closed(claim, claim.failed, now)
+        if claim.sham and claim.platform in self._gone(now):
+            return closed(replace(claim, pairs=[]), "its Platform has no nodes any more", now)  # it decided nothing
         if claim.twin:
             return closed(claim, f"experiment {claim.twin} comes to the same tree, and was claimed before", now)
         if claim.ideas and (reason := why_closed(self.state, claim)):
@@ -264,8 +269,7 @@ class Mind:
                 if claim.ideas and not self.stop_reason(now):
                     return []  # its ideas stay where they are meanwhile
                 continue
-            due = now >= self._retry_promotion_at
-            return [Promote(claim.key, len(self.state.promotions) + 1)] if due else []
+            return [Promote(claim.key, len(self.state.promotions) + 1)] if self._may_land(now) else []
         return []
 
     def _together(self, now: float) -> list[Fact] | None:
@@ -282,9 +286,12 @@ class Mind:
         for claim in self.state.undone.values():
             return [carry_accepted(self.state, claim, now)]
         found = due_demotion(self.state)
-        if found is None or now < self._retry_promotion_at or self._is_landing(found.at):
+        if found is None or not self._may_land(now) or self._is_landing(found.at):
             return []
         return [Demote(found, len(self.state.demotions) + 1)]
+
+    def _may_land(self, now: float) -> bool:
+        return now >= self._retry_promotion_at and not self._end.lands_no_more(now)
 
     def _is_landing(self, since: float) -> bool:
         """Whether a promotion may be half done: what could land before a demotion was due lands first, and falls."""
@@ -325,7 +332,7 @@ class Mind:
             return [*fresh, *leases.for_exploration()]
         if fresh:
             return [*fresh]
-        if self.state.champion == self.state.baseline or self._open_business():
+        if self.state.champion == self.state.baseline or self._open_business(now):
             return []
         return [*leases.for_the_end(self._home_platform())]
 
@@ -337,38 +344,27 @@ class Mind:
 
     def stop_reason(self, now: float) -> str:
         """Why exploration is over; empty while it is not."""
-        stop, caps, state = self.config.stop, self.config.caps, self.state
-        if failure := self._baseline_failure():
-            return f"the baseline itself fails: {failure}"
-        tokens = state.spent.input_tokens + state.spent.output_tokens
-        rules = (
-            (
-                state.elapsed_s(now) >= 60 * (stop.wall_minutes - stop.final_minutes),
-                f"wall time of {stop.wall_minutes:g} minutes, {stop.final_minutes:g} of them for the last comparison",
-            ),
-            (0 < stop.promotions <= len(state.line), f"{stop.promotions} promotions"),
-            (0 < stop.trials <= state.trials, f"{stop.trials} trials"),
-            (0 < caps.dollars <= state.spent.dollars, f"cap of {caps.dollars:g} dollars"),
-            (0 < caps.tokens <= tokens, f"cap of {caps.tokens} tokens"),
-            (0 < caps.node_hours <= state.trial_s / 3600, f"cap of {caps.node_hours:g} node-hours"),
-        )
-        return next((text for holds, text in rules if holds), "")
+        return self._end.reason(now)
 
-    def _baseline_failure(self) -> str:
-        """Why no Platform can ever be calibrated; empty while one may be."""
-        state = self.state
-        if state.noise or not state.baseline_failures:
-            return ""
-        failures = [state.baseline_fails(platform) for platform in {n.platform.id for n in state.nodes.values()}]
-        return failures[0] if all(failures) else ""
+    def _look_at_the_end(self, now: float) -> None:
+        """What a study that stops may have to wait for, and what for in vain."""
+        claim = self._lands_next()
+        due = due_demotion(self.state) is not None if claim is None else not claim.awaits_holdout
+        able = leasable(self.state, self.presence, self.config, now) if self.stop_reason(now) else []
+        at_home = any(self.state.platform_of(uid) == self._home_platform() for uid in able)
+        self._end.look(now, landing=due, comparable=at_home)
 
-    def _open_business(self) -> bool:
-        """Confirmations in flight, and accepted claims on their way to the forge, come before the final comparison."""
-        state = self.state
-        if any(d.fact.purpose == "confirm" for d in state.outstanding.values()) or due_demotion(state) is not None:
+    def _lands_next(self) -> Claim | None:
+        """The accepted claim that nothing but holdout and forge keep from landing; the holdout answers in time."""
+        here = (claim for claim in self.state.in_turn() if claim.base == self.state.champion)
+        return next((c for c in here if not awaits_check(c, self.state, self.config.decision)), None)
+
+    def _open_business(self, now: float) -> bool:
+        """Confirmations in flight, and what is on its way to the forge, come before the final comparison."""
+        if any(drawn.fact.purpose == "confirm" for drawn in self.state.outstanding.values()):
             return True
-        landing = [claim for claim in state.accepted.values() if claim.base == state.champion]
-        return any(not awaits_check(claim, state, self.config.decision) for claim in landing)
+        due = due_demotion(self.state) is not None or self._lands_next() is not None
+        return due and not self._end.lands_no_more(now)
 
     def ready_to_end(self, now: float) -> bool:
         """Nothing is left but to empty the nodes' spools."""
@@ -377,10 +373,10 @@ class Mind:
         state, wanted = self.state, self.config.decision.final_seeds
         if state.elapsed_s(now) > 60 * OVERTIME * self.config.stop.wall_minutes:
             return True
-        if state.outstanding or self._open_business():
+        if state.outstanding or self._open_business(now):
             return False
         compared = len(state.final) >= wanted or state.final_failures >= wanted
-        return compared or state.champion == state.baseline
+        return compared or state.champion == state.baseline or self._end.compares_no_more(now)
 
     def _ending(self, now: float) -> list[Action]:
         if not self.ready_to_end(now):

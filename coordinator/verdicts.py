@@ -15,8 +15,9 @@ FALLS = 2  # of one idea, after which it is closed for good
 
 
 def verdict_of(claim: Claim, decision: Accepted | Rejected, now: float) -> Verdict:
-    """What its Pairs say."""
-    return _verdict(claim, decision, decision.reason + _where(claim), now)
+    """What its Pairs say; it rests on those that decided, whatever else was on its way."""
+    rests_on = replace(claim, pairs=claim.pairs[: decision.pairs])
+    return _verdict(rests_on, decision, decision.reason + _where(rests_on), now)
 
 
 def closed(claim: Claim, reason: str, now: float) -> Verdict:

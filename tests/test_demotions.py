@@ -25,7 +25,9 @@ from swarm.records import (
     Files,
     HoldoutAnswered,
     Promotion,
+    Spent,
     StudyFinished,
+    Usage,
     Verdict,
     candidate_id,
 )
@@ -280,6 +282,21 @@ def test_promotions_that_were_undone_do_not_stop_a_study() -> None:
     recheck(desk, 2.0)
     desk.confirm({candidate_id(A1): 1.5})
     assert len(desk.state.promotions) == 2 and not desk.mind.stop_reason(desk.now)
+
+
+def test_a_demotion_that_a_person_stopped_does_not_keep_a_stopped_study() -> None:
+    desk = Desk({**EVERY, "caps": {"dollars": 1.0}, "stop": {"wall_minutes": 600, "final_minutes": 10}})
+    desk.calibrate("ant", "bee")
+    promote(desk, A1)
+    desk.mind.postpone_promotion(desk.now + 10**9)
+    recheck(desk, 2.0)
+    desk.report(desk.heard("uid-ant", facts=(Spent("uid-ant", 1, Usage(0, 0, 2.0), desk.now),)))
+    desk.now += 590
+    desk.report(desk.heard("uid-ant"), desk.heard("uid-bee"))
+    assert desk.mind.stop_reason(desk.now) and not desk.outstanding("final")
+    desk.now += 11
+    desk.report(desk.heard("uid-ant"), desk.heard("uid-bee"))
+    assert desk.outstanding("final") and not demotions(desk)
 
 
 # --- how often -------------------------------------------------------------------------------------------

@@ -160,6 +160,14 @@ def test_of_two_rivals_the_larger_goes_first_though_the_other_is_older() -> None
     assert last_verdict(desk, "B").base == promotions(desk)[-1].candidate and not last_verdict(desk, "B").accepted
 
 
+@pytest.mark.parametrize(("pairs", "kept"), [({}, 2), ({"AB": -0.8}, 1)], ids=["both land", "rivals"])
+def test_an_idea_that_was_carried_is_one_confirmation(pairs: Mapping[str, float], kept: int) -> None:
+    desk = settled(Truth(GAINS, pairs), {name: IDEAS[name] for name in "AB"})
+    assert desk.of(Carried) and len(promotions(desk)) == kept
+    assert desk.state.campaign.confirmations == pytest.approx(2, abs=0.02)
+    assert desk.state.campaign.promotions == pytest.approx(kept, abs=0.02)
+
+
 def test_ideas_that_changed_the_same_line_drop_out_with_both_sides_named() -> None:
     clash = {**IDEAS, "D": proposal(edited(BASELINE, B=2), hypothesis="Raise B more")}
     truth = Truth(GAINS, twice={"B": 0.35})
