@@ -94,8 +94,10 @@ def carried(state: State, fact: Carried, at: float) -> None:
     known = state.claims.get((fact.experiment, fact.onto))
     if known is None or known.after_demotion != fact.after_demotion:
         node, platform, kind = before.node, before.platform, before.kind
+        counted = fact.experiment not in state.undone and (before.counted or before.key in state.accepted)
         _open_claim(state, fact.experiment, fact.candidate, fact.onto, node, platform, kind, carried=True)
         state.latest[fact.experiment].after_demotion = fact.after_demotion
+        state.latest[fact.experiment].counted = counted
 
 
 def _open_claim(
@@ -180,11 +182,19 @@ def verdict(state: State, fact: Verdict, at: float) -> None:
             state.accepted[claim.key] = claim
     if claim.pairs or claim.failed:  # one closed without a run (a merge conflict) says nothing of the base rate
         if claim.kind == "gain" and not claim.ideas:  # nor does a simplification, or a set of what was counted already
-            state.campaign = state.campaign.closed(promoted=fact.accepted)
+            _count(state, claim, accepted=fact.accepted)
         state.noise[claim.platform] = state.noise[claim.platform].pooled([pair.gain for pair in claim.pairs])
     if fact.accepted and claim.pairs:
         ratio = sum(p.candidate_cpu_s for p in claim.pairs) / max(1e-9, sum(p.champion_cpu_s for p in claim.pairs))
         state.cpu_ratio[claim.candidate] = ratio * state.cpu_ratio.get(claim.base, 1.0)
+
+
+def _count(state: State, claim: Claim, *, accepted: bool) -> None:
+    """An idea is one confirmation, however often it is carried: a promotion, unless it is refused in the end."""
+    if not claim.counted:
+        state.campaign = state.campaign.closed(promoted=accepted)
+    elif not accepted:
+        state.campaign = state.campaign.taken_back()
 
 
 def _to_port(state: State, fact: Verdict) -> None:

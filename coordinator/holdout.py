@@ -53,15 +53,8 @@ def rounded(gain: float, step: float) -> float:
     return float(f"{round(gain / step) * step:.6g}")
 
 
-def landing(state: State) -> Claim | None:
-    """The Claim that lands next, if the holdout has still to be asked about it."""
-    claim = next(iter(state.in_turn()), None)
-    return claim if claim is not None and claim.base == state.champion and claim.awaits_holdout else None
-
-
-def asked_of(state: State, report: Report) -> dict[str, str]:
-    """Trials that a node should score on the holdout now, and the artifacts that they left."""
-    claim = landing(state)
+def asked_of(claim: Claim | None, report: Report) -> dict[str, str]:
+    """Trials of the Claim that lands next that a node should score on the holdout, and the artifacts that they left."""
     if claim is None:
         return {}
     pairs = [pair for pair in claim.pairs if pair.node == report.node.uid]

@@ -4,6 +4,7 @@ Every block gets a seed that nothing else used, from the study's seed and the bl
 whoever draws a block commits it before anything else is asked here. It does not know what a block is evidence for.
 """
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -31,6 +32,7 @@ class Presence:
 
     report: Report
     heard_at: float
+    ready_at: float = -math.inf  # when it last said that it could run something
     alive: bool = True
     held: set[str] = field(default_factory=set)  # blocks it was seen holding that are still outstanding
 
@@ -40,11 +42,23 @@ def trial_id(candidate: str, seed: int, platform: str, purpose: Purpose, number:
     return digest(candidate, seed, platform, purpose, number)
 
 
-def platforms_gone(state: State, presence: Mapping[str, Presence], patience_s: float, now: float) -> set[str]:
-    """Platforms that measured claims, and of whose nodes none was heard for so long, while others were."""
-    if now - state.session_started <= patience_s:
+def least_level(config: Config) -> int:
+    """Of the sandbox of a node that is given Blocks."""
+    return 0 if config.nodes.trust_code else level_needed(config)
+
+
+def leasable(state: State, presence: Mapping[str, Presence], config: Config, now: float) -> list[str]:
+    """Nodes that may be given Blocks, now or once they are free; those that are starting again count for a while."""
+    least, nodes = least_level(config), state.nodes
+    ready = [uid for uid, known in presence.items() if now - known.ready_at <= config.nodes.lost_after_s]
+    return [uid for uid in ready if uid in nodes and nodes[uid].sandbox_level >= least]
+
+
+def platforms_gone(state: State, presence: Mapping[str, Presence], config: Config, now: float) -> set[str]:
+    """Platforms that measured claims, and of whose nodes none may be given a Block any more, while others may."""
+    if now - state.session_started <= config.nodes.lost_after_s:
         return set()
-    here = {state.platform_of(uid) for uid, known in presence.items() if now - known.heard_at <= patience_s}
+    here = {state.platform_of(uid) for uid in leasable(state, presence, config, now)}
     return state.noise.keys() - here if here else set()
 
 
@@ -58,9 +72,10 @@ class Leases:
 
     def __init__(self, state: State, presence: Mapping[str, Presence], config: Config, now: float) -> None:
         self._state, self._config, self._now = state, config, now
-        self._least_level = 0 if config.nodes.trust_code else level_needed(config)
+        self._least_level = least_level(config)
         self._number = len(state.blocks)
-        self._alive = Counter(state.platform_of(uid) for uid, p in presence.items() if p.alive)
+        there = leasable(state, presence, config, now)
+        self._alive = Counter(state.platform_of(uid) for uid in there if presence[uid].alive)
         self._free = {uid: None for uid in sorted(presence) if self._is_free(uid, presence[uid])}  # an ordered set
         self._in_flight = Counter(
             (experiment, drawn.fact.reference)

@@ -5,18 +5,20 @@ number. The service feeds it facts and reports and carries out what it asks for;
 ten thousand made-up nodes.
 """
 
+import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from coordinator.belief import WORDS_CHARS, flaw, named
 from coordinator.briefs import Briefs
+from coordinator.ending import Ending
 from coordinator.fold import absorb
-from coordinator.holdout import Gate, asked_of, landing, released
-from coordinator.leases import BLOCKS_IN_VAIN, Leases, Presence, in_vain, platforms_gone
+from coordinator.holdout import Gate, asked_of, released
+from coordinator.leases import BLOCKS_IN_VAIN, Leases, Presence, in_vain, leasable, platforms_gone
 from coordinator.rechecks import due_demotion, rechecked
 from coordinator.reproduction import Accepted, Undecided, decide, paired_interval, rule_for
 from coordinator.shams import judged, raised
-from coordinator.stacking import is_final, step, why_closed
+from coordinator.stacking import is_final, step, waits_for_rival, why_closed
 from coordinator.state import SET_ASIDE, Claim, ClaimKey, Drawn, State
 from coordinator.transfer import awaits_check, checked
 from coordinator.verdicts import carry_accepted, carry_over, closed, verdict_of
@@ -47,6 +49,7 @@ from swarm.trust import level_needed, too_open
 PROPOSALS_HEARD = 8  # of one report; a researcher keeps two ready
 RETURN_S = 30.0  # at the end, a node whose agent died is waited for this long: starting it again takes about 5 s
 NO_NODE = "no node was ready"
+CHAMPION_BEFORE = "it was the champion before; whether it is better is for the comparison of champions"
 OVERTIME = 1.5  # of the wall time, after which the final comparison is cut short
 
 
@@ -88,6 +91,7 @@ class Mind:
         self._retry_promotion_at = 0.0
         self._turn: tuple[ClaimKey, float] | None = None  # the claim that lands next, and since when
         self._level_needed = level_needed(config)
+        self._end = Ending(self.state, config)
 
     # --- feeding ---
 
@@ -104,7 +108,8 @@ class Mind:
         uid = report.node.uid
         known = self.presence.get(uid)
         held = (known.held if known else set()) | set(report.holding)
-        self.presence[uid] = Presence(report, now, held=held & self.state.leased.get(uid, {}).keys())
+        ready_at = now if report.ready else known.ready_at if known else -math.inf
+        self.presence[uid] = Presence(report, now, ready_at, held=held & self.state.leased.get(uid, {}).keys())
 
     def gone(self, node: str) -> None:
         """The node's agent is certainly dead; what it held in memory is lost."""
@@ -121,6 +126,7 @@ class Mind:
         """Everything that follows from what is known. Facts are to be committed and absorbed before asking again."""
         if self.state.opened is None or self.state.finished is not None:
             return []
+        self._look_at_the_end(now)
         actions: list[Action] = [*self._membership(now), *self._lost_blocks(now), *self._admissions(now)]
         actions += [*self._verdicts(now), *self._shams(now)]
         actions += [*checked(self.state, self.config.decision, now), *(self._demotion(now) or self._promotions(now))]
@@ -205,10 +211,14 @@ class Mind:
             yield from raised(self.state, self.config.decision.sham_share, now)
 
     def _verdict(self, claim: Claim, in_flight: bool, now: float) -> Fact | None:
-        if claim.candidate == claim.base:
+        if claim.candidate in (claim.base, self.state.champion):
             return closed(claim, "the champion already contains this idea", now)
+        if self.state.was_champion(claim.candidate):
+            return closed(claim, CHAMPION_BEFORE, now)
         if claim.failed:
             return closed(claim, claim.failed, now)
+        if claim.sham and claim.platform in self._gone(now):
+            return closed(replace(claim, pairs=[]), "its Platform has no nodes any more", now)  # it decided nothing
         if claim.twin:
             return closed(claim, f"experiment {claim.twin} comes to the same tree, and was claimed before", now)
         if claim.ideas and (reason := why_closed(self.state, claim)):
@@ -246,36 +256,42 @@ class Mind:
     def _promotions(self, now: float) -> list[Action]:
         """Accepted claims, oldest first: landed where they were measured, else carried onto the new champion."""
         if (together := self._together(now)) is not None:
+            self._turn = None
             return [*together]
-        if (gate := self._gate(now)) is not None:
-            answer = gate.answer()
-            return [] if answer is None else [answer]
         for claim in self.state.in_turn():
             if claim.base != self.state.champion:
+                if waits_for_rival(self.state, claim, self._gone(now)):
+                    continue
                 return [carry_accepted(self.state, claim, now)]
+            if claim.awaits_holdout:
+                return self._asked(claim, now)
             if awaits_check(claim, self.state, self.config.decision):
-                if claim.ideas:
+                if claim.ideas and not self.stop_reason(now):
                     return []  # its ideas stay where they are meanwhile
                 continue
-            due = now >= self._retry_promotion_at
-            return [Promote(claim.key, len(self.state.promotions) + 1)] if due else []
+            return [Promote(claim.key, len(self.state.promotions) + 1)] if self._may_land(now) else []
         return []
 
     def _together(self, now: float) -> list[Fact] | None:
         """What is next about ideas that are joined; None where claims go on one by one."""
         if self.stop_reason(now):
             return None
-        gone = platforms_gone(self.state, self.presence, self.config.nodes.lost_after_s, now)
-        return step(self.state, gone, now)
+        return step(self.state, self._gone(now), now)
+
+    def _gone(self, now: float) -> set[str]:
+        return platforms_gone(self.state, self.presence, self.config, now)
 
     def _demotion(self, now: float) -> list[Action]:
         """A champion that steps down, and then its ideas, one after another onto the one that is restored."""
         for claim in self.state.undone.values():
             return [carry_accepted(self.state, claim, now)]
         found = due_demotion(self.state)
-        if found is None or now < self._retry_promotion_at or self._is_landing(found.at):
+        if found is None or not self._may_land(now) or self._is_landing(found.at):
             return []
         return [Demote(found, len(self.state.demotions) + 1)]
+
+    def _may_land(self, now: float) -> bool:
+        return now >= self._retry_promotion_at and not self._end.lands_no_more(now)
 
     def _is_landing(self, since: float) -> bool:
         """Whether a promotion may be half done: what could land before a demotion was due lands first, and falls."""
@@ -287,13 +303,23 @@ class Mind:
                     return True
         return False
 
-    def _gate(self, now: float) -> Gate | None:
-        """What the holdout says of the claim that would land next; None when it need not be asked."""
-        claim = landing(self.state)
-        if claim is None:
-            return None
+    def _asked(self, claim: Claim, now: float) -> list[Action]:
+        """What the holdout says of the claim that would land next."""
         if self._turn is None or self._turn[0] != claim.key:
             self._turn = (claim.key, now)
+        answer = Gate(self.state, self.presence, claim, self.config.nodes, self._turn[1], now).answer()
+        return [] if answer is None else [answer]
+
+    def _landing(self) -> Claim | None:
+        """The claim that would land next, if the holdout has still to be asked about it."""
+        claim = self.state.accepted.get(self._turn[0]) if self._turn is not None else None
+        lands = claim is not None and claim.base == self.state.champion and claim.awaits_holdout
+        return claim if lands else None
+
+    def _gate(self, now: float) -> Gate | None:
+        claim = self._landing()
+        if claim is None or self._turn is None:
+            return None
         return Gate(self.state, self.presence, claim, self.config.nodes, self._turn[1], now)
 
     # --- leases ---
@@ -306,7 +332,7 @@ class Mind:
             return [*fresh, *leases.for_exploration()]
         if fresh:
             return [*fresh]
-        if self.state.champion == self.state.baseline or self._open_business():
+        if self.state.champion == self.state.baseline or self._open_business(now):
             return []
         return [*leases.for_the_end(self._home_platform())]
 
@@ -318,38 +344,27 @@ class Mind:
 
     def stop_reason(self, now: float) -> str:
         """Why exploration is over; empty while it is not."""
-        stop, caps, state = self.config.stop, self.config.caps, self.state
-        if failure := self._baseline_failure():
-            return f"the baseline itself fails: {failure}"
-        tokens = state.spent.input_tokens + state.spent.output_tokens
-        rules = (
-            (
-                state.elapsed_s(now) >= 60 * (stop.wall_minutes - stop.final_minutes),
-                f"wall time of {stop.wall_minutes:g} minutes, {stop.final_minutes:g} of them for the last comparison",
-            ),
-            (0 < stop.promotions <= len(state.promotions), f"{stop.promotions} promotions"),
-            (0 < stop.trials <= state.trials, f"{stop.trials} trials"),
-            (0 < caps.dollars <= state.spent.dollars, f"cap of {caps.dollars:g} dollars"),
-            (0 < caps.tokens <= tokens, f"cap of {caps.tokens} tokens"),
-            (0 < caps.node_hours <= state.trial_s / 3600, f"cap of {caps.node_hours:g} node-hours"),
-        )
-        return next((text for holds, text in rules if holds), "")
+        return self._end.reason(now)
 
-    def _baseline_failure(self) -> str:
-        """Why no Platform can ever be calibrated; empty while one may be."""
-        state = self.state
-        if state.noise or not state.baseline_failures:
-            return ""
-        failures = [state.baseline_fails(platform) for platform in {n.platform.id for n in state.nodes.values()}]
-        return failures[0] if all(failures) else ""
+    def _look_at_the_end(self, now: float) -> None:
+        """What a study that stops may have to wait for, and what for in vain."""
+        claim = self._lands_next()
+        due = due_demotion(self.state) is not None if claim is None else not claim.awaits_holdout
+        able = leasable(self.state, self.presence, self.config, now) if self.stop_reason(now) else []
+        at_home = any(self.state.platform_of(uid) == self._home_platform() for uid in able)
+        self._end.look(now, landing=due, comparable=at_home)
 
-    def _open_business(self) -> bool:
-        """Confirmations in flight, and accepted claims on their way to the forge, come before the final comparison."""
-        state = self.state
-        if any(d.fact.purpose == "confirm" for d in state.outstanding.values()) or due_demotion(state) is not None:
+    def _lands_next(self) -> Claim | None:
+        """The accepted claim that nothing but holdout and forge keep from landing; the holdout answers in time."""
+        here = (claim for claim in self.state.in_turn() if claim.base == self.state.champion)
+        return next((c for c in here if not awaits_check(c, self.state, self.config.decision)), None)
+
+    def _open_business(self, now: float) -> bool:
+        """Confirmations in flight, and what is on its way to the forge, come before the final comparison."""
+        if any(drawn.fact.purpose == "confirm" for drawn in self.state.outstanding.values()):
             return True
-        landing = [claim for claim in state.accepted.values() if claim.base == state.champion]
-        return any(not awaits_check(claim, state, self.config.decision) for claim in landing)
+        due = due_demotion(self.state) is not None or self._lands_next() is not None
+        return due and not self._end.lands_no_more(now)
 
     def ready_to_end(self, now: float) -> bool:
         """Nothing is left but to empty the nodes' spools."""
@@ -358,10 +373,10 @@ class Mind:
         state, wanted = self.state, self.config.decision.final_seeds
         if state.elapsed_s(now) > 60 * OVERTIME * self.config.stop.wall_minutes:
             return True
-        if state.outstanding or self._open_business():
+        if state.outstanding or self._open_business(now):
             return False
         compared = len(state.final) >= wanted or state.final_failures >= wanted
-        return compared or state.champion == state.baseline
+        return compared or state.champion == state.baseline or self._end.compares_no_more(now)
 
     def _ending(self, now: float) -> list[Action]:
         if not self.ready_to_end(now):
@@ -413,7 +428,7 @@ class Mind:
             admissions=tuple(self._answers(uid, presence.report)),
             blocks=tuple(self._blocks_of(uid, presence.report)),
             brief=None if brief.version == presence.report.brief else brief,
-            holdout=asked_of(self.state, presence.report),
+            holdout=asked_of(self._landing(), presence.report),
             release=presence.report.kept if drain else released(self.state, presence.report),
             drain=drain,
         )

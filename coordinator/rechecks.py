@@ -52,8 +52,9 @@ def owed(state: State, decision: Decision) -> Owed | None:
     for end in range(every, len(line) + 1, every):
         newest = line[end - 1]
         claim = state.claims.get((newest.experiment, newest.base))
-        if newest.number not in known and claim is not None:
-            between = tuple(line[end - every : end])
+        between = tuple(line[end - every : end])
+        differ = newest.candidate != between[0].base  # as ever, since a tree is champion once
+        if newest.number not in known and claim is not None and differ:
             return Owed(between, claim, state.rechecks.get((newest.candidate, between[0].base), Recheck()))
     return None
 
@@ -89,7 +90,8 @@ def rechecked(state: State, decision: Decision, now: float) -> ChampionRechecked
     pairs, published = due.recheck.pairs, _published(state, due.line)
     interval = paired_interval(due.gains) if len(pairs) >= 2 else None
     found = answer(due.gains, due.line, due.claim.noise, state.rule)
-    demotes = len(pairs) >= decision.final_seeds and no_gain(found)
+    given_up = is_open(due.gains, due.line, due.claim.noise, state.rule, decision.final_seeds)
+    demotes = not given_up and no_gain(found)
     return ChampionRechecked(
         number=due.line[-1].number,
         champion=due.champion,

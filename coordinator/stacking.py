@@ -9,6 +9,7 @@ so it has to be measured again. One by one, each would be measured again for eve
    `PAIRS` pairs is told as an `Interaction`. When all of them are told, the plan goes on.
 3. The set that the plan ends with is *final*: it gets pairs until the ordinary test decides, is asked about on the
    holdout, and lands as one Promotion. All others are closed. Meanwhile nothing else lands.
+   A single idea is carried by itself, and the others wait until it has its end.
 4. Whatever goes wrong (they do not join, the set crashes, is rejected, refused by the holdout, loses its blocks, or its
    Platform) leaves the ideas where they were: accepted, and carried one by one. A champion has one batch, so no idea is
    joined twice without one that landed between; that is why it ends.
@@ -26,6 +27,7 @@ from statistics import fmean
 from coordinator.batches import PAIRS, Final, Idea, Measure, Set, plan
 from coordinator.reproduction import SHRINKAGE
 from coordinator.state import Claim, State
+from coordinator.verdicts import carry_accepted
 from swarm.merge import MergeConflict, merge_files
 from swarm.records import Fact, Files, Interaction, Stacked, candidate_id, digest
 
@@ -55,8 +57,18 @@ def step(state: State, gone: Collection[str], now: float) -> list[Fact] | None:
         return []
     if isinstance(following, Measure):
         return [_joined(state, batch, ideas, now) for ideas in following.sets]
+    if len(following.order) == 1:  # the larger of rivals: it goes first, whoever is older
+        return [carry_accepted(state, state.latest[following.order[0]], now)]
     final = _set_of(state, frozenset(following.order))
     return [] if final is not None and final.verdict is None else None
+
+
+def waits_for_rival(state: State, claim: Claim, gone: Collection[str]) -> bool:
+    """Whether an idea stays where it was accepted, as another one of its batch is on the champion, without its end."""
+    ideas = next((joined.ideas for joined in _sets(state)), ())
+    others = [*state.open_claims.values(), *state.accepted.values()]
+    alone = [other for other in others if other.base == state.champion and other.experiment in ideas]
+    return claim.experiment in ideas and any(other.platform not in gone for other in alone)
 
 
 def is_final(state: State, claim: Claim) -> bool:

@@ -74,6 +74,7 @@ class Claim:
     pairs: list[Pair] = field(default_factory=list)
     drawn: Counter[str] = field(default_factory=Counter)  # node -> blocks that it was given for this claim
     failed: str = ""  # why the candidate failed on a fresh seed, if it did
+    counted: bool = False  # its idea was accepted on an earlier champion, and moved the base rate then
     verdict: Verdict | None = None
     holdout: HoldoutAnswered | None = None
     after_demotion: int = 0  # that it was carried in the wake of: one idea may come to one champion twice
@@ -211,6 +212,10 @@ class State:
         """The promotions between baseline and champion, oldest first; those that were undone are no part of it."""
         undone = {number for demotion in self.demotions for number in demotion.undone}
         return [promotion for promotion in self.promotions if promotion.number not in undone]
+
+    def was_champion(self, candidate: str) -> bool:
+        """Whether it is, or was on the way to, the champion: a tree is champion once, unless a demotion undid that."""
+        return candidate == self.baseline or any(promotion.candidate == candidate for promotion in self.line)
 
     @property
     def direction(self) -> Direction:

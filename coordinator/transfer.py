@@ -93,7 +93,7 @@ def _unchecked(state: State, decision: Decision) -> list[Claim]:
     if decision.transfer_required:
         claims = [claim for claim in state.accepted.values() if claim.base == state.champion]
     else:
-        promoted = (state.claims.get((p.experiment, p.base)) for p in reversed(state.promotions))
+        promoted = (state.claims.get((p.experiment, p.base)) for p in reversed(state.line))
         claims = [claim for claim in promoted if claim is not None and claim.verdict is not None]
     return [claim for claim in claims if _of(claim, state).checked is None]
 

@@ -11,10 +11,13 @@ from coordinator.state import Claim, State
 from swarm.records import Carried, Fact, Verdict
 from swarm.source import is_simpler
 
+FALLS = 2  # of one idea, after which it is closed for good
+
 
 def verdict_of(claim: Claim, decision: Accepted | Rejected, now: float) -> Verdict:
-    """What its Pairs say."""
-    return _verdict(claim, decision, decision.reason + _where(claim), now)
+    """What its Pairs say; it rests on those that decided, whatever else was on its way."""
+    rests_on = replace(claim, pairs=claim.pairs[: decision.pairs])
+    return _verdict(rests_on, decision, decision.reason + _where(rests_on), now)
 
 
 def closed(claim: Claim, reason: str, now: float) -> Verdict:
@@ -72,10 +75,18 @@ def carry_accepted(state: State, claim: Claim, now: float) -> Fact:
     return replace(told, to_port=carried.to_port)
 
 
+def _fell_twice(state: State, experiment: str) -> bool:
+    """Whether to examine an idea no further: what passes by luck, and falls, could come back for ever."""
+    standing = {promotion.number for promotion in state.line}
+    return sum(experiment in p.landed and p.number not in standing for p in state.promotions) >= FALLS
+
+
 def _carried(state: State, claim: Claim, now: float) -> Fact | Refusal:
     files, champion = state.files, state.champion
     if claim.sham:
         return Refusal("the champion moved before a pair of it had run")
+    if _fell_twice(state, claim.experiment):
+        return Refusal("it was promoted twice, and each time its champion stepped down")
     carried = carry(claim.experiment, files[claim.base], files[claim.candidate], files[champion], champion, now)
     if isinstance(carried, Carried):
         carried = replace(carried, after_demotion=len(state.demotions))

@@ -38,7 +38,7 @@ class Stop(_Section):
     final_minutes: float = Field(1.8, ge=0)
     """The part of it that is reserved for the final comparison."""
     promotions: int = Field(0, ge=0, le=_MOST)
-    """End after so many promotions; 0 = no such rule."""
+    """End after so many promotions that were not undone; 0 = no such rule."""
     trials: int = Field(0, ge=0, le=_MOST)
     """End after so many finished trials; 0 = no such rule."""
 

@@ -174,6 +174,7 @@ class Desk:
 
     def _promotion(self, action: Promote) -> Promotion:
         claim = self.state.claims[action.claim]
+        assert not claim.awaits_holdout, "nothing lands before it was asked about"
         claimed = claim.experiment, claim.candidate, claim.base
         return Promotion(action.number, *claimed, "sha", "local#1", self.now, claim.kind, claim.ideas)
 

@@ -25,11 +25,14 @@ from swarm.records import (
     Files,
     HoldoutAnswered,
     Promotion,
+    Spent,
     StudyFinished,
+    Usage,
     Verdict,
     candidate_id,
 )
 from swarm.repo import Repo
+from swarm.scale import Scale
 
 EVERY = {"decision": {"calibration_pairs": 2, "final_seeds": 3, "recheck_every": 1, "sham_share": 0.0}}
 BASE = candidate_id(BASELINE)
@@ -229,6 +232,71 @@ def test_a_simplification_may_have_cost_its_margin() -> None:
     assert no_gain(answer(lost, [gain], noise, rule))
     assert not no_gain(answer(lost, [replace(gain, claim_kind="simplification")], noise, rule))
     assert no_gain(answer([x - 1.0 for x in lost], [replace(gain, claim_kind="simplification")], noise, rule))
+
+
+def test_a_tree_is_champion_once_and_only_a_demotion_brings_it_back() -> None:
+    desk = Desk({"decision": {"calibration_pairs": 2, "recheck_every": 0, "sham_share": 0.0}})
+    desk.calibrate("ant", "bee", "cat", "dog")
+    waits = proposal(B1)
+    desk.claim("ant", proposal(A1))
+    desk.claim("bee", waits)
+    scores = {candidate_id(A1): 1.5, candidate_id(B1): 1.6, candidate_id(BOTH): 1.2}
+    while not desk.of(Carried):
+        desk.run(desk.outstanding("confirm")[0], scores)
+    back = proposal(BASELINE, A1, "Take A back")
+    desk.claim("cat", back, A1)
+    assert desk.state.answers["uid-cat"][back.idea].startswith("rejected: it was the champion before")
+    desk.confirm({**scores, candidate_id(A1): 2.0, BASE: 1.0})
+    assert desk.state.champion == candidate_id(BOTH)
+    assert not desk.state.open_claims and not desk.state.accepted and desk.replayed().state == desk.state
+
+
+def test_an_idea_that_fell_twice_is_closed() -> None:
+    desk = study()
+    idea = promote(desk, A1).experiment
+    recheck(desk, 2.0)
+    desk.confirm({candidate_id(A1): 1.5})
+    recheck(desk, 2.0)
+    assert len(demotions(desk)) == 2 and not desk.state.open_claims and not desk.state.undone
+    assert desk.state.experiments[idea].status == "rejected"
+    assert "promoted twice" in desk.state.answers["uid-ant"][idea]
+    assert desk.replayed().state == desk.state
+
+
+def test_what_was_undone_is_not_checked_at_the_larger_scale_any_more() -> None:
+    desk = Desk(EVERY, scale=Scale("tokens", 2))
+    desk.calibrate("ant")
+    desk.claim("ant", proposal(A1))
+    while not desk.state.promotions:
+        desk.run(desk.outstanding("confirm")[0], {candidate_id(A1): 1.5})
+    recheck(desk, 2.0)
+    assert demotions(desk)
+    desk.confirm({})
+    assert not desk.outstanding("transfer")
+
+
+def test_promotions_that_were_undone_do_not_stop_a_study() -> None:
+    desk = Desk({**EVERY, "stop": {"promotions": 2}})
+    desk.calibrate("ant", "bee")
+    promote(desk, A1)
+    recheck(desk, 2.0)
+    desk.confirm({candidate_id(A1): 1.5})
+    assert len(desk.state.promotions) == 2 and not desk.mind.stop_reason(desk.now)
+
+
+def test_a_demotion_that_a_person_stopped_does_not_keep_a_stopped_study() -> None:
+    desk = Desk({**EVERY, "caps": {"dollars": 1.0}, "stop": {"wall_minutes": 600, "final_minutes": 10}})
+    desk.calibrate("ant", "bee")
+    promote(desk, A1)
+    desk.mind.postpone_promotion(desk.now + 10**9)
+    recheck(desk, 2.0)
+    desk.report(desk.heard("uid-ant", facts=(Spent("uid-ant", 1, Usage(0, 0, 2.0), desk.now),)))
+    desk.now += 590
+    desk.report(desk.heard("uid-ant"), desk.heard("uid-bee"))
+    assert desk.mind.stop_reason(desk.now) and not desk.outstanding("final")
+    desk.now += 11
+    desk.report(desk.heard("uid-ant"), desk.heard("uid-bee"))
+    assert desk.outstanding("final") and not demotions(desk)
 
 
 # --- how often -------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """The coordinator's mind on made-up facts: what it decides, what it believes, and that it never contradicts itself."""
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import replace
 
 import pytest
@@ -477,6 +478,29 @@ def test_a_baseline_that_fails_on_one_platform_only_leaves_the_other_at_work() -
     assert not [b for b in desk.outstanding() if b.node == "uid-gpu"]
 
 
+# --- what a verdict says ---------------------------------------------------------------------------------
+
+
+def at_once(desk: Desk, gains: Iterable[float]) -> None:
+    """All that is out is told in one round, in the order of its blocks."""
+    reports = []
+    for block, gain in zip(desk.outstanding("confirm"), gains, strict=True):
+        scores = [2.0 if candidate == block.reference else 2.0 - gain for candidate in block.candidates]
+        facts = tuple(trial_of(block, place, measured(score), desk.now) for place, score in enumerate(scores))
+        reports.append(desk.heard(block.node, facts=facts, holding=(block.block,)))
+    desk.report(*reports)
+
+
+def test_a_verdict_counts_the_pairs_that_it_rests_on_and_no_others() -> None:
+    desk = ready("ant", "bee", "cat", "dog", decision={"calibration_pairs": 4})
+    desk.claim("ant", GOOD)
+    at_once(desk, [-0.002, 0.03, 0.03])
+    (told,) = verdicts(desk)
+    assert (told.accepted, told.pairs, told.nodes, len(told.evidence)) == (False, 1, 1, 2)
+    assert told.effect == pytest.approx(-0.002) and "on 0 of 1 fresh pair" in told.reason
+    assert told.low <= told.effect <= told.high
+
+
 # --- the end ---------------------------------------------------------------------------------------------
 
 
@@ -518,6 +542,53 @@ def test_a_promotion_during_the_final_comparison_starts_it_again() -> None:
         desk.run(blocks[0], {candidate_id(late): 1.0, candidate_id(A1): 1.5})
     assert len(desk.state.final) == 5
     assert [pair.gain for pair in desk.state.final] == pytest.approx([1.0] * 5)
+
+
+def stopped_by_a_cap(desk: Desk, name: str) -> None:
+    desk.report(desk.heard(f"uid-{name}", facts=(Spent(f"uid-{name}", 1, Usage(0, 0, 2.0), desk.now),)))
+    assert desk.mind.stop_reason(desk.now) == "cap of 1 dollars"
+
+
+def drained(desk: Desk, *names: str) -> StudyFinished:
+    desk.report(*(desk.heard(f"uid-{name}", drained=True) for name in names))
+    (finished,) = desk.of(StudyFinished)
+    assert isinstance(finished, StudyFinished)
+    return finished
+
+
+def test_what_the_forge_does_not_take_keeps_a_stopped_study_only_as_long_as_its_comparison_may() -> None:
+    desk = ready("ant", "bee", caps={"dollars": 1.0})
+    desk.claim("ant", GOOD)
+    desk.confirm(BETTER)
+    desk.mind.postpone_promotion(desk.now + 10**9)  # a person has closed the second request
+    desk.claim("bee", proposal(edited(A1, B=1), A1), A1)
+    desk.confirm({**BETTER, candidate_id(A1): 2.0})
+    stopped_by_a_cap(desk, "ant")
+    desk.now += 60 * 99
+    desk.report(desk.heard("uid-ant"), desk.heard("uid-bee"))
+    assert desk.state.accepted and not desk.outstanding("final")
+    desk.now += 60 * 2
+    desk.report(desk.heard("uid-ant"), desk.heard("uid-bee"))
+    while blocks := desk.outstanding("final"):
+        desk.run(blocks[0], {candidate_id(A1): 1.5})
+    desk.now += 60 * 420  # the wall time is over as well
+    finished = drained(desk, "ant", "bee")
+    assert (finished.pairs, finished.reason, finished.champion) == (5, "cap of 1 dollars", candidate_id(A1))
+
+
+def test_a_stopped_study_ends_without_its_comparison_when_no_node_of_that_platform_comes_back() -> None:
+    desk = ready("ant", caps={"dollars": 1.0})
+    desk.claim("ant", GOOD)
+    desk.confirm(BETTER)
+    desk.now += desk.config.nodes.lost_after_s + 1
+    desk.report(Report(node=info("gpu", OTHER_PLATFORM), brief=""))
+    stopped_by_a_cap(desk, "gpu")
+    desk.now += 60 * 99
+    desk.report(desk.heard("uid-gpu", drained=True))
+    assert not desk.of(StudyFinished), "it may still come back"
+    desk.now += 60 * 2
+    finished = drained(desk, "gpu")
+    assert (finished.pairs, finished.reason) == (0, "cap of 1 dollars")
 
 
 @pytest.mark.parametrize(

@@ -117,6 +117,20 @@ def test_a_comparison_that_never_gives_a_pair_is_given_up_and_says_so() -> None:
     assert found.pairs == 0 and not found.evidence
 
 
+def test_a_comparison_that_lost_its_blocks_demotes_nobody() -> None:
+    desk = due()
+    champion = desk.state.champion
+    for score in (2.5, 1.0, 2.5, 1.2, 2.4):  # either way is open, and the ratio is below 1
+        (block,) = desk.outstanding("recheck")
+        desk.run(block, {champion: score})
+    while blocks := desk.outstanding("recheck"):
+        desk.commit([BlockLost(blocks[0].block, "the node is gone", desk.now)])
+        desk.think()
+    (found,) = compare(desk, {})
+    assert found.likelihood_ratio is not None and found.likelihood_ratio < 1.0 and found.pairs == 5
+    assert not found.demotes and desk.state.champion == champion
+
+
 def test_a_study_may_do_without() -> None:
     desk = study(every=0)
     promote(desk, A1)

@@ -4,7 +4,7 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from desk import BASELINE, Desk, edited, measured, proposal, trial_of
+from desk import BASELINE, OTHER_PLATFORM, Desk, edited, info, measured, proposal, trial_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from simulation import Swarm, World
@@ -14,7 +14,7 @@ from coordinator.reproduction import Accepted, Noise, Undecided, bar, decide, ru
 from coordinator.shams import raised, reseeded
 from coordinator.state import State
 from swarm.history import history
-from swarm.records import Fact, HoldoutAnswered, Promotion, ShamJudged, ShamRaised, StudyOpened, candidate_id
+from swarm.records import Fact, HoldoutAnswered, Promotion, Report, ShamJudged, ShamRaised, StudyOpened, candidate_id
 from swarm.source import lines_changed
 
 SEEDED = {"train.py": BASELINE["train.py"] + "random.seed(7)\n"}
@@ -166,6 +166,19 @@ def test_a_sham_of_which_nothing_ran_before_the_champion_moved_says_nothing() ->
     assert judged.verdict.pairs == 0 and not judged.verdict.accepted
     told = history(fact for fact, _ in desk.facts)
     assert not told.shams and "no sham edit" in report_md(told)
+
+
+def test_a_sham_whose_platform_lost_its_nodes_makes_way_for_the_next() -> None:
+    desk, sham = with_a_sham()
+    block = next(block for block in desk.outstanding("confirm") if sham.name in block.experiments)
+    desk.run(block, {sham.candidate: 1.985})
+    assert not shams(desk)
+    desk.now += desk.config.nodes.lost_after_s + 1
+    desk.report(Report(node=info("far", OTHER_PLATFORM), brief=""))
+    (judged,) = shams(desk)
+    assert judged.verdict.pairs == 0 and "no nodes" in judged.verdict.reason
+    assert not history(fact for fact, _ in desk.facts).shams, "what decided nothing is not told as tried"
+    assert not any(claim.sham for claim in desk.state.open_claims.values())
 
 
 # --- what the chain makes of them ------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
+from coordinator.state import Transfer
 from swarm.cli.view import LiveView
 from swarm.records import (
     BlockDrawn,
@@ -27,11 +28,14 @@ from swarm.records import (
     Promotion,
     Proposal,
     Report,
+    Spent,
     Stacked,
     StudyFinished,
+    Usage,
     Verdict,
     candidate_id,
 )
+from swarm.scale import Scale
 
 NAMES = ("A", "B", "C", "D")
 GAINS = {"A": 0.5, "B": 0.4, "C": 0.3, "D": 0.2}
@@ -151,6 +155,21 @@ def test_of_two_that_do_not_go_together_the_larger_lands_and_the_other_is_judged
     assert not named_sets(desk) & set().union(*desk.state.answers.values()), "a set is nobody's claim"
 
 
+def test_of_two_rivals_the_larger_goes_first_though_the_other_is_older() -> None:
+    gains = {"A": 0.5, "B": 0.3, "C": 0.45, "D": 0.2}
+    desk = settled(Truth(gains, pairs={"BC": -0.75}), {name: IDEAS[name] for name in "ABC"})
+    assert landed(desk) == ["A", "C"]
+    assert last_verdict(desk, "B").base == promotions(desk)[-1].candidate and not last_verdict(desk, "B").accepted
+
+
+@pytest.mark.parametrize(("pairs", "kept"), [({}, 2), ({"AB": -0.8}, 1)], ids=["both land", "rivals"])
+def test_an_idea_that_was_carried_is_one_confirmation(pairs: Mapping[str, float], kept: int) -> None:
+    desk = settled(Truth(GAINS, pairs), {name: IDEAS[name] for name in "AB"})
+    assert desk.of(Carried) and len(promotions(desk)) == kept
+    assert desk.state.campaign.confirmations == pytest.approx(2, abs=0.02)
+    assert desk.state.campaign.promotions == pytest.approx(kept, abs=0.02)
+
+
 def test_ideas_that_changed_the_same_line_drop_out_with_both_sides_named() -> None:
     clash = {**IDEAS, "D": proposal(edited(BASELINE, B=2), hypothesis="Raise B more")}
     truth = Truth(GAINS, twice={"B": 0.35})
@@ -216,6 +235,10 @@ def test_nothing_else_lands_while_a_set_is_measured() -> None:
     while (fresh.idea, stacked.onto) not in desk.state.accepted:
         block = next(b for b in desk.outstanding("confirm") if fresh.idea in b.experiments)
         desk.run(block, scores)
+    rests = {pair.candidate_trial for pair in desk.state.accepted[(fresh.idea, stacked.onto)].pairs}
+    asked = {trial for name in NAMES for trial in desk.orders(f"n{name}").holdout}
+    answered = {trial for seen in desk.mind.presence.values() for trial in seen.report.holdout}
+    assert not rests & (asked | answered), "the holdout is not asked about what may never land"
     finish(desk, truth)
     after = [promotion for promotion in promotions(desk) if promotion.base == stacked.onto]
     assert [promotion.experiment for promotion in after] == [stacked.experiment]
@@ -265,12 +288,14 @@ def named_sets(desk: Desk) -> set[str]:
     return {fact.experiment for fact in desk.of(Stacked) if isinstance(fact, Stacked)}
 
 
-def test_a_platform_that_lost_its_nodes_holds_up_nobody_else() -> None:
+@pytest.mark.parametrize("unready", [False, True], ids=["silent", "there, but never ready"])
+def test_a_platform_that_lost_its_nodes_holds_up_nobody_else(unready: bool) -> None:
     desk, truth = joined()
     desk.now += desk.config.nodes.lost_after_s + 1
     elsewhere = Report(node=info("far", OTHER_PLATFORM), brief="")
-    desk.report(elsewhere)
-    assert desk.of(NodeLost) and desk.state.open_claims
+    still = [desk.heard(f"uid-n{name}", ready=False) for name in NAMES] if unready else []
+    desk.report(*still, elsewhere)
+    assert bool(desk.of(NodeLost)) != unready and desk.state.open_claims
     while blocks := desk.outstanding("calibrate"):
         far_away(desk, blocks[0], {})
     champion = desk.state.files[desk.state.champion]
@@ -302,6 +327,27 @@ def test_a_study_that_stops_while_a_set_is_measured_ends() -> None:
     desk.report(*(desk.heard(f"uid-n{name}", drained=True) for name in NAMES))
     (finished,) = desk.of(StudyFinished)
     assert isinstance(finished, StudyFinished) and finished.champion == desk.state.champion and finished.pairs >= 2
+
+
+def test_a_study_that_stops_while_a_set_awaits_its_check_lands_what_needs_none_any_more() -> None:
+    decision = {"calibration_pairs": 2, "transfer_required": True, "transfer_seeds": 1, "sham_share": 0.0}
+    desk, truth = Desk({"decision": decision, "caps": {"dollars": 1.0}}, scale=Scale("tokens", 2)), Truth(GAINS)
+    waiting(desk)
+    while not desk.of(Stacked):
+        desk.run(desk.outstanding()[0], {c: truth(files) for c, files in desk.state.files.items()})
+    champion = desk.state.champion
+    fresh = proposal(edited(desk.state.files[champion], D=2), desk.state.files[champion])
+    desk.claim("nA", fresh, base=desk.state.files[champion])
+    scores = {c: truth(files) for c, files in desk.state.files.items()} | {candidate_id(fresh.files): 0.5}
+    while not desk.state.transfers.get((fresh.idea, champion), Transfer()).checked:
+        mine = [block for block in desk.outstanding() if fresh.idea in block.experiments]
+        desk.run((mine or desk.outstanding("confirm"))[0], scores)
+    while blocks := desk.outstanding("confirm"):
+        desk.run(blocks[0], scores)
+    assert [bool(claim.ideas) for claim in desk.state.in_turn()][:2] == [True, False]
+    desk.report(desk.heard("uid-nA", facts=(Spent("uid-nA", 1, Usage(0, 0, 2.0), desk.now),)))
+    desk.report(*map(desk.heard, desk.vault))
+    assert promotions(desk)[-1].experiment == fresh.idea
 
 
 def test_a_forge_that_is_away_when_a_set_would_land_gets_it_later() -> None:
