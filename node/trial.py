@@ -362,7 +362,9 @@ class _Trial:
             **MALLOC,
             MARK: str(home),
         }
-        return Box(argv, readable, scratch, self.spec.limits, environment, answers)
+        task = self.workshop.task
+        counted = task.score == "answers" and not task.timed  # in CPU time, and a child's can be hidden
+        return Box(argv, readable, scratch, self.spec.limits, environment, answers, threads_only=counted)
 
     @contextmanager
     def _running(self, box: Box, phase: Phase, home: Path) -> Iterator[Watch]:
