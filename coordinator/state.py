@@ -74,6 +74,7 @@ class Claim:
     pairs: list[Pair] = field(default_factory=list)
     drawn: Counter[str] = field(default_factory=Counter)  # node -> blocks that it was given for this claim
     failed: str = ""  # why the candidate failed on a fresh seed, if it did
+    killed: int = 0  # of the candidate's runs; by whom, nobody can know
     verdict: Verdict | None = None
     holdout: HoldoutAnswered | None = None
     after_demotion: int = 0  # that it was carried in the wake of: one idea may come to one champion twice

@@ -286,14 +286,16 @@ class _Trial:
             check_exit(watch, "crash")
         except TrialFailed as failed:
             if shutil.disk_usage(home).free < FULL_DISK_BYTES:
-                message = f"the disk of {home.parent} is full: free some space"
-                raise TrialFailed("machinery", "disk", message) from failed
+                raise TrialFailed("machinery", "disk", f"the disk of {home.parent} is full: free some") from failed
             raise
 
     def _score(self, home: Path, train: Watch) -> Measurement:
         task, started = self.workshop.task, self.workshop.monotonic()
         artifact = home / "artifact"
-        (home / "box" / "out").rename(artifact)  # out of the reach of paths that training knew
+        try:
+            (home / "box" / "out").rename(artifact)  # out of the reach of paths that training knew
+        except (FileNotFoundError, PermissionError) as error:  # not the machine's fault: its seed is not drawn again
+            raise TrialFailed("candidate", "rule", f"took its --out folder away: {error.strerror}") from error
         identity = hash_artifact(artifact)
         printed = task.score == "printed"
         score = printed_score(train.log.text, task.pattern) if printed else self._ask(home, identity)

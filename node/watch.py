@@ -31,9 +31,11 @@ TAIL_BYTES = 4096  # of the log, kept with the record
 
 Phase = Literal["train", "score"]
 Blame = Literal["candidate", "machinery"]
-Reason = Literal["crash", "timeout", "nan", "rule", "log", "memory", "lost", "disk", "scoring", "stopped"]
+Reason = Literal["crash", "timeout", "nan", "rule", "log", "memory", "lost", "killed", "disk", "scoring", "stopped"]
 
-# A tree that dies of these did not do it to itself; SIGSEGV and the like it did.
+# People and the kernel end processes with these, and so may a tree itself, whose seed is then drawn again: where the
+# kernel did not run out of memory meanwhile, this is told apart as `killed`, which is forgiven once. SIGSEGV and the
+# like are always its own.
 _FROM_OUTSIDE = frozenset({signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT})
 # "loss is nan at step 3", not "nanobot" nor "info".
 NOT_A_NUMBER = re.compile(r"(?<![a-z0-9_])(nan|inf|infinity)(?![a-z0-9_])", re.IGNORECASE)
@@ -111,6 +113,7 @@ class Watch:
         self._late = "ran longer than"
         self._monotonic, self._on_phase = monotonic, on_phase
         self._tree = Tree(process.pid, mark)
+        self._out_of_memory = _out_of_memory()
         self._footprints = Footprints(scratch, limits.disk_mb, limits.files)
         self._started = self._sample_at = monotonic()
         self._log_fd = log.fileno()
@@ -132,6 +135,11 @@ class Watch:
         self._selector.close()
         if self._pidfd is not None:
             os.close(self._pidfd)
+
+    @property
+    def memory_ran_out(self) -> bool:
+        """Whether the kernel has killed for want of memory since this began, whomever."""
+        return _out_of_memory() != self._out_of_memory
 
     def start_clock(self, wall_s: float, late: str) -> None:
         """From this moment it has `wall_s`; `late` says what it did when it needs more."""
@@ -230,6 +238,15 @@ def plain(data: bytes) -> str:
     return scrub(_CONTROL.sub("", text))
 
 
+def _out_of_memory() -> int:
+    """How often the kernel has killed a process for want of memory; 0 where it does not say."""
+    with suppress(OSError):
+        for line in Path("/proc/vmstat").read_text().splitlines():
+            if line.startswith("oom_kill "):
+                return int(line.split()[1])
+    return 0
+
+
 def _pidfd(pid: int) -> int | None:
     """A descriptor that is readable once the process ended (Linux 5.3); without it the next sample sees the end."""
     if hasattr(os, "pidfd_open"):
@@ -282,14 +299,16 @@ def check_exit(watch: Watch, reason: Literal["crash", "scoring"]) -> None:
     """Judge how an ended tree ended; 0 is fine.
 
     Raises:
-        TrialFailed: somebody killed it (machinery), or it failed by itself (candidate).
+        TrialFailed: it was killed (machinery, as far as can be known), or it failed by itself (candidate).
     """
     code = watch.process.wait()  # it has ended: returns at once
     if code == 0:
         return
     if -code in _FROM_OUTSIDE:
         name = signal.Signals(-code).name
-        raise TrialFailed("machinery", "lost", f"{name} from outside; the kernel sends SIGKILL when memory runs out")
+        if watch.memory_ran_out:
+            raise TrialFailed("machinery", "lost", f"{name} while this machine had no memory left: free some")
+        raise TrialFailed("machinery", "killed", f"{name}, from outside or by itself; nobody here sent it")
     how = f"died of {_signal_name(-code)}" if code < 0 else f"exit code {code}"
     last = watch.log.last_line
     raise TrialFailed("candidate", "nan" if NOT_A_NUMBER.search(last) else reason, f"{how}: {last}" if last else how)

@@ -276,7 +276,7 @@ def test_a_signal_from_outside_blames_nobody(answers: Workshop, tmp_path: Path, 
             os.kill(pid, number)
 
     failure = failure_of(run_trial(toy.spec_of(train), workshop=answers, on_phase=shoot))
-    assert (failure.blame, failure.reason) == ("machinery", "lost")
+    assert (failure.blame, failure.reason) == ("machinery", "killed")
     assert number.name in failure.message
 
 

@@ -21,7 +21,7 @@ import sys
 from contextlib import suppress
 from typing import NoReturn
 
-SIGNALLED = 128  # as shells do it: 128 + the signal's number
+SIGNALLED = 128  # as shells do it: 128 + the signal's number; this alone is an exit code of the program's own above it
 PR_SET_PDEATHSIG, PR_SET_SECCOMP, PR_CAPBSET_DROP, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 1, 22, 24, 36, 38
 SECCOMP_MODE_FILTER = 2
 CAPABILITIES_V3 = 0x20080522
@@ -173,12 +173,15 @@ def begin(program: list[str], given: dict[str, list[str]], ready: int, first: in
 
 
 def collect(child: int) -> int:
-    """Wait for the program, and for every orphan before it; what it returned."""
+    """Wait for the program, and for every orphan before it; what it returned.
+
+    Only a signal is told as one: a program that returns 137 was not killed.
+    """
     while True:
         pid, status = os.wait()
         if pid == child:
             code = os.waitstatus_to_exitcode(status)
-            return code if code >= 0 else SIGNALLED - code
+            return min(code, SIGNALLED) if code >= 0 else SIGNALLED - code
 
 
 def leave(child: int, code: int) -> NoReturn:
