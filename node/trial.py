@@ -221,21 +221,23 @@ class _Trial:
         others = bundle(self.workshop.folder) if task.score == "printed" else {}
         code = self._code(home)
         unbundle({**others, **frozen, **own}, code)
-        if data is not None and task.timed:
-            self._hold_back(home, data.folder / "train")
-        elif data is not None and task.tokens:
-            count = task.tokens * (self.scale.tokens if self.scale else 1)
-            write_stream(home / "budget.bin", data.folder / "train" / "tokens.bin", spec.seed, count)
+        if data is not None and task.tokens:
+            self._give(home, data.folder / "train")
         for path in (*frozen, *own):
             (code / path).chmod(0o444)
 
-    def _hold_back(self, home: Path, train: Path) -> None:
-        """Prepare the stream out of sight. Until the clock starts only the facts that shape a model are shown."""
-        write_documents(home / "stream.bin", train, self.spec.seed, self.workshop.task.tokens)
+    def _give(self, home: Path, train: Path) -> None:
+        """The stream, and of the text that it was drawn from only the facts that shape a model."""
+        task, seed = self.workshop.task, self.spec.seed
         for name in ("facts", "released"):
             (home / name).mkdir()
         if (train / "meta.json").is_file():
             shutil.copyfile(train / "meta.json", home / "facts" / "meta.json")
+        if task.timed:  # out of sight until the clock starts
+            write_documents(home / "stream.bin", train, seed, task.tokens)
+        else:
+            count = task.tokens * (self.scale.tokens if self.scale else 1)
+            write_stream(home / "released" / "stream.bin", train / "tokens.bin", seed, count)
 
     def _code(self, home: Path) -> Path:
         return home / "box" if self.workshop.task.score == "printed" else home / "code"
@@ -262,12 +264,9 @@ class _Trial:
         task, data = self.workshop.task, self.workshop.data
         if data is None:
             return {}, ()
-        if task.timed:
-            facts, released = home / "facts", home / "released"
-            return {"data": facts, "budget": released / "stream.bin"}, (facts, released)
-        # Only where we score is there something to hide; a printed score's data has a layout of its own.
-        shown, budget = data.folder / "train" if task.score == "answers" else data.folder, home / "budget.bin"
-        return {"data": shown, "budget": budget}, (shown, budget) if task.tokens else (shown,)
+        # Data of a printed score has a layout of its own, and nothing of ours to hide.
+        shown, released = home / "facts" if task.score == "answers" else data.folder, home / "released"
+        return {"data": shown, "budget": released / "stream.bin"}, (shown, released) if task.tokens else (shown,)
 
     def _release(self, watch: Watch, home: Path) -> bool:
         """Let it build and compile, hand over the tokens, start the clock; False when it ended before it was ready."""

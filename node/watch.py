@@ -211,15 +211,15 @@ class Watch:
         self.cpu_s = max(self.cpu_s, usage.cpu_s)
         self.peak_memory_mb = max(self.peak_memory_mb, usage.memory_mb)
         self._on_phase(self._phase, self.cpu_s)
-        self._check(now - self._started, usage)
+        self._check(now, usage)
 
-    def _check(self, elapsed_s: float, usage: Usage) -> None:
+    def _check(self, now: float, usage: Usage) -> None:
         limits = self._limits
         if self._stop.is_set():
             raise TrialFailed("machinery", "stopped", "stopped on request")
         if usage.cpu_s > limits.cpu_s:
             raise TrialFailed("candidate", "timeout", f"{self._phase}: used more than {limits.cpu_s:.1f} s of CPU time")
-        if elapsed_s > limits.wall_s:
+        if now - self._started > limits.wall_s:
             raise TrialFailed("candidate", "timeout", f"{self._phase}: {self._late} {limits.wall_s:.1f} s")
         if usage.memory_mb > limits.memory_mb:
             raise TrialFailed(
@@ -228,7 +228,7 @@ class Watch:
         if usage.processes > limits.processes:
             words = f"{self._phase}: ran {usage.processes} processes, {limits.processes} are allowed"
             raise TrialFailed("candidate", "rule", words)
-        if excess := self._footprints.excess(elapsed_s):
+        if excess := self._footprints.excess(now):
             raise TrialFailed("candidate", "disk", f"{self._phase}: {excess}")
 
 

@@ -320,6 +320,18 @@ def test_cpu_time_is_counted_behind_walls(kind: Kind, tmp_path: Path) -> None:
         assert 0.4 <= outcome.cpu_s < 2
 
 
+@pytest.mark.parametrize("kind", WALLED)
+def test_training_finds_no_text_beyond_its_stream(kind: Kind, tmp_path: Path) -> None:
+    workshop = replace(workshop_at(tmp_path, answers_task(tmp_path / "task")), sandbox=available(kind))
+    assert workshop.data is not None
+    text = workshop.data.folder / "train"
+    (text / "meta.json").write_text("{}")
+    look = f"import os\nprint(sorted(os.listdir(options['--data'])))\nopen({str(text / 'tokens.bin')!r})\n"
+    run = run_trial(spec_of(f"{HONEST}\n{look}"), workshop=workshop)
+    assert "['meta.json']" in run.log
+    assert isinstance(run.outcome, Failure) and "Error" in run.outcome.message
+
+
 # Ways to a process whose CPU time nobody would add up: a parent that ignores its children leaves them to no table.
 HIDERS = {
     "fork": "if os.fork() == 0: os._exit(0)",
