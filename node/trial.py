@@ -202,7 +202,7 @@ class _Trial:
             raise OSError(f"{artifact} is not the artifact any more that its trial left")
         self._lay_out(home)
         shutil.copytree(artifact, home / "artifact")
-        score = self._ask(home, identity)
+        score, _ = self._ask(home, identity)
         return Measurement(score, 0.0, 0.0, self.workshop.monotonic() - started, identity, audited=self._audited)
 
     def _lay_out(self, home: Path) -> None:
@@ -297,10 +297,10 @@ class _Trial:
             raise TrialFailed("candidate", "rule", f"took its --out folder away: {error.strerror}") from error
         identity = hash_artifact(artifact)
         printed = task.score == "printed"
-        score = printed_score(train.log.text, task.pattern) if printed else self._ask(home, identity)
+        score, owed_s = (printed_score(train.log.text, task.pattern), 0.0) if printed else self._ask(home, identity)
         return Measurement(
             score=score,
-            cpu_s=train.cpu_s,
+            cpu_s=train.cpu_s + owed_s,
             peak_memory_mb=train.peak_memory_mb,
             scoring_s=self.workshop.monotonic() - started,
             artifact=identity,
@@ -308,7 +308,8 @@ class _Trial:
             audited=not printed and self._audited,
         )
 
-    def _ask(self, home: Path, identity: str) -> float:
+    def _ask(self, home: Path, identity: str) -> tuple[float, float]:
+        """The score, and the CPU seconds that it took beyond what others needed."""
         task, data = self.workshop.task, self.workshop.data
         if not identity:
             raise TrialFailed("candidate", "rule", "training ended well but left no file in its --out folder")
@@ -321,7 +322,7 @@ class _Trial:
         limits = in_time(self.spec.limits, others)
         with self._answering(home, "answers", limits) as watch:
             bits = audit.score(watch) if audit else (claimed_bits if tolerance else token_bits)(watch, questions)
-        score, cpu_s = bits_per_byte(bits, questions), watch.cpu_s
+        score, passed = bits_per_byte(bits, questions), Passed(bits, watch.cpu_s, watch.elapsed_s)
         if audit:
             if hash_artifact(home / "artifact") != identity:
                 raise TrialFailed("candidate", "rule", "changed its artifact while it was scored")
@@ -330,8 +331,8 @@ class _Trial:
                 audit.ask_again(watch, bits, [plain_bits(data.folder, questions), *([others.bits] if others else [])])
                 finish(watch)
         if self.spec.purpose != "screen":
-            self.workshop.others.remember(self._comparable, self.spec.candidate, Passed(bits, cpu_s))
-        return score
+            self.workshop.others.remember(self._comparable, self.spec.candidate, passed)
+        return score, passed.owed_s(others)
 
     @property
     def _comparable(self) -> tuple[Split, bool]:

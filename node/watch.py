@@ -137,6 +137,11 @@ class Watch:
             os.close(self._pidfd)
 
     @property
+    def elapsed_s(self) -> float:
+        """Since its clock was started."""
+        return self._monotonic() - self._started
+
+    @property
     def memory_ran_out(self) -> bool:
         """Whether the kernel has killed for want of memory since this began, whomever."""
         return _out_of_memory() != self._out_of_memory

@@ -120,7 +120,7 @@ class Measurement:
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
     score: float
-    cpu_s: float  # of training, process start to exit
+    cpu_s: float  # of training, process start to exit, and what scoring took beyond others
     peak_memory_mb: float
     scoring_s: float
     artifact: str  # sha256 of what was scored
