@@ -12,6 +12,7 @@ from statistics import fmean
 from typing import NamedTuple
 
 from coordinator.leases import SHARED_BY, Presence, in_vain
+from coordinator.pairs import FORGIVEN_KILLS
 from coordinator.reproduction import LARGEST_GAIN, survives_holdout
 from coordinator.state import Claim, Pair, State
 from swarm.config import Nodes
@@ -113,6 +114,8 @@ class Gate:
         failed = next((look for look in looks if isinstance(look, Failure)), None)
         if failed is not None:  # in one word: its own words could carry the text that it was asked about
             return self._answered(reason=f"failed on the holdout split: {failed.reason}")
+        if (killed := sum(self._was_killed(pair) for pair in self.claim.pairs)) > FORGIVEN_KILLS:
+            return self._answered(reason=f"was killed on the holdout split on {killed} pairs")
         if None in looks or self.wants_pair():
             return None
         scored = [look for look in looks if isinstance(look, Scored)]
@@ -149,6 +152,11 @@ class Gate:
             node_s=sum(outcome.scoring_s for outcome in self._heard() if isinstance(outcome, Measurement)),
             after_demotion=claim.after_demotion,
         )
+
+    def _was_killed(self, pair: Pair) -> bool:
+        told = self.presence[pair.node].report.holdout if pair.node in self.presence else {}
+        outcome = told.get(pair.candidate_trial)
+        return isinstance(outcome, Failure) and outcome.reason == "killed"
 
     def _heard(self) -> Iterator[Outcome]:
         """What nodes that are there have said about its Pairs."""

@@ -17,6 +17,8 @@ from swarm.records import (
     TrialFinished,
 )
 
+FORGIVEN_KILLS = 1  # of a candidate's runs by a signal whose sender nobody knows; an operator may err once
+
 
 def drawn(state: State, fact: BlockDrawn, at: float) -> None:
     """A block is on its way to a node."""
@@ -165,8 +167,21 @@ def _claims_in(state: State, block: BlockDrawn, candidate: str) -> list[Claim]:
     return [claim for claim in claims if claim is not None and claim.candidate == candidate]
 
 
+def _killed(state: State, fact: TrialDisturbed) -> None:
+    """A candidate that dies on seeds that it does not like would have them drawn again until it likes them all."""
+    drawn = state.blocks.get(state.block_of.get(fact.trial, ""))
+    if drawn is None or drawn.fact.node != fact.node or drawn.fact.purpose != "confirm":
+        return
+    for claim in _claims_in(state, drawn.fact, drawn.fact.candidates[drawn.fact.trials.index(fact.trial)]):
+        claim.killed += 1
+        if claim.killed > FORGIVEN_KILLS:
+            claim.failed = f"it was killed on {claim.killed} fresh seeds"
+
+
 def disturbed(state: State, fact: TrialDisturbed, at: float) -> None:
-    """Its node could not finish a run, which says nothing of the candidate."""
+    """Its node could not finish a run, which says nothing of the candidate; but a signal may have been its own."""
+    if fact.failure.reason == "killed":
+        _killed(state, fact)
     if fact.failure.reason != "stopped":
         state.disturbances[fact.node] = state.disturbances.get(fact.node, 0) + 1
         state.disturbed_at[fact.node] = at

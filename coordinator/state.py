@@ -75,6 +75,7 @@ class Claim:
     drawn: Counter[str] = field(default_factory=Counter)  # node -> blocks that it was given for this claim
     failed: str = ""  # why the candidate failed on a fresh seed, if it did
     counted: bool = False  # its idea was accepted on an earlier champion, and moved the base rate then
+    killed: int = 0  # of the candidate's runs; by whom, nobody can know
     verdict: Verdict | None = None
     holdout: HoldoutAnswered | None = None
     after_demotion: int = 0  # that it was carried in the wake of: one idea may come to one champion twice

@@ -22,10 +22,12 @@ NOT covered: a candidate that knows the text by heart; two processes that share 
 part); a peek at a handful of positions, worth less than what is promoted.
 """
 
+import math
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
+from statistics import fmean
 from typing import NamedTuple
 
 import numpy as np
@@ -55,18 +57,24 @@ ROUNDING_BITS = 1e-4  # a hundred times that of float32
 COUNTED = 2_000_000  # tokens of training text: 0.1 s, and nearly as good as the shipped model (2.22 bits per byte)
 OTHERS = 4  # candidates that are remembered: their mean is less noisy than one
 
-# Scoring may take this many times the CPU seconds of others; the floor is two loads of torch on a busy machine.
-LATE, LATE_FLOOR_S = 3.0, 6.0
+# Scoring may take this many times what it took others, and a start more: torch takes 1.0 to 1.4 CPU-s to load, and as
+# many seconds, up to 5 where the machine is busy. What is left open here could be spent on training.
+LATE, LATE_CPU_S, LATE_WALL_S = 1.5, 2.0, 10.0
 PRIOR = 8.0  # pairs that follow the odds of single tokens, beside those that were counted
 
 Prints = NDArray[np.uint64]  # [rows, window]
 
 
 class Passed(NamedTuple):
-    """What scoring a candidate took: bits for each token, CPU seconds for all of them."""
+    """What scoring a candidate took: bits for each token, CPU and wall seconds for all of them."""
 
     bits: Bits
     cpu_s: float
+    wall_s: float = math.inf
+
+    def owed_s(self, others: "Passed | None") -> float:
+        """CPU seconds beyond what others took: a model that goes on training when it is loaded pays for it."""
+        return max(0.0, self.cpu_s - others.cpu_s) if others else 0.0
 
 
 class Others:
@@ -85,11 +93,12 @@ class Others:
             del known[next(iter(known))]
 
     def besides(self, of: Hashable, candidate: str) -> Passed | None:
-        """Their mean bits and their longest time, this candidate left out; None where there is nobody."""
+        """Their means, this candidate left out; None where there is nobody. The longest would go up and up."""
         rest = [passed for name, passed in self._known.get(of, {}).items() if name != candidate]
         if not rest:
             return None
-        return Passed(np.mean([passed.bits for passed in rest], axis=0), max(passed.cpu_s for passed in rest))
+        cpu_s, wall_s = (fmean(times) for times in zip(*((p.cpu_s, p.wall_s) for p in rest), strict=True))
+        return Passed(np.mean([passed.bits for passed in rest], axis=0), cpu_s, wall_s)
 
 
 @lru_cache(maxsize=2)
@@ -113,7 +122,10 @@ def plain_bits(folder: Path, questions: Questions) -> Bits:
 
 def in_time(limits: Limits, others: Passed | None) -> Limits:
     """The limits of scoring, where others have shown how long it takes."""
-    return replace(limits, cpu_s=min(limits.cpu_s, LATE_FLOOR_S + LATE * others.cpu_s)) if others else limits
+    if others is None:
+        return limits
+    cpu_s, wall_s = LATE_CPU_S + LATE * others.cpu_s, LATE_WALL_S + LATE * others.wall_s
+    return replace(limits, cpu_s=min(limits.cpu_s, cpu_s), wall_s=min(limits.wall_s, wall_s))
 
 
 class _Asking:

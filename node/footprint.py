@@ -5,6 +5,7 @@ written is hostile: links are not followed, and a folder that cannot be looked i
 NOT covered: files that were deleted and are still held open; what is written and removed between two looks.
 """
 
+import math
 import os
 import stat
 import time
@@ -54,12 +55,12 @@ def _size(entry: os.DirEntry[str]) -> int:
 
 
 class Footprints:
-    """The looks at one folder, at times that the clock of the trial gives."""
+    """The looks at one folder, at times of a clock that is never set back."""
 
     def __init__(self, folder: Path, most_mb: float, most_files: int) -> None:
         """Nothing looked at yet."""
         self._folder, self._most_mb, self._most_files = folder, most_mb, most_files
-        self._next_at = 0.0
+        self._next_at = -math.inf
 
     def excess(self, now: float) -> str:
         """What is too much, in words; empty when nothing is, or when it is not yet time to look."""

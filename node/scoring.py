@@ -244,8 +244,11 @@ def hash_artifact(folder: Path) -> str:
     """
     if not stat.S_ISDIR(os.lstat(folder).st_mode):
         raise TrialFailed("candidate", "rule", "replaced its --out folder by something else")
-    with os.scandir(folder) as entries:
-        names = sorted(os.fsencode(entry.name) for entry in entries)
+    try:
+        with os.scandir(folder) as entries:
+            names = sorted(os.fsencode(entry.name) for entry in entries)
+    except PermissionError as error:
+        raise TrialFailed("candidate", "rule", f"its --out folder cannot be read: {error.strerror}") from error
     if len(names) > ARTIFACT_ENTRIES:
         raise TrialFailed("candidate", "rule", f"left {len(names)} files; at most {ARTIFACT_ENTRIES} are taken")
     total, room = sha256(), ARTIFACT_BYTES

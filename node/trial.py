@@ -202,7 +202,7 @@ class _Trial:
             raise OSError(f"{artifact} is not the artifact any more that its trial left")
         self._lay_out(home)
         shutil.copytree(artifact, home / "artifact")
-        score = self._ask(home, identity)
+        score, _ = self._ask(home, identity)
         return Measurement(score, 0.0, 0.0, self.workshop.monotonic() - started, identity, audited=self._audited)
 
     def _lay_out(self, home: Path) -> None:
@@ -221,21 +221,23 @@ class _Trial:
         others = bundle(self.workshop.folder) if task.score == "printed" else {}
         code = self._code(home)
         unbundle({**others, **frozen, **own}, code)
-        if data is not None and task.timed:
-            self._hold_back(home, data.folder / "train")
-        elif data is not None and task.tokens:
-            count = task.tokens * (self.scale.tokens if self.scale else 1)
-            write_stream(home / "budget.bin", data.folder / "train" / "tokens.bin", spec.seed, count)
+        if data is not None and task.tokens:
+            self._give(home, data.folder / "train")
         for path in (*frozen, *own):
             (code / path).chmod(0o444)
 
-    def _hold_back(self, home: Path, train: Path) -> None:
-        """Prepare the stream out of sight. Until the clock starts only the facts that shape a model are shown."""
-        write_documents(home / "stream.bin", train, self.spec.seed, self.workshop.task.tokens)
+    def _give(self, home: Path, train: Path) -> None:
+        """The stream, and of the text that it was drawn from only the facts that shape a model."""
+        task, seed = self.workshop.task, self.spec.seed
         for name in ("facts", "released"):
             (home / name).mkdir()
         if (train / "meta.json").is_file():
             shutil.copyfile(train / "meta.json", home / "facts" / "meta.json")
+        if task.timed:  # out of sight until the clock starts
+            write_documents(home / "stream.bin", train, seed, task.tokens)
+        else:
+            count = task.tokens * (self.scale.tokens if self.scale else 1)
+            write_stream(home / "released" / "stream.bin", train / "tokens.bin", seed, count)
 
     def _code(self, home: Path) -> Path:
         return home / "box" if self.workshop.task.score == "printed" else home / "code"
@@ -262,12 +264,9 @@ class _Trial:
         task, data = self.workshop.task, self.workshop.data
         if data is None:
             return {}, ()
-        if task.timed:
-            facts, released = home / "facts", home / "released"
-            return {"data": facts, "budget": released / "stream.bin"}, (facts, released)
-        # Only where we score is there something to hide; a printed score's data has a layout of its own.
-        shown, budget = data.folder / "train" if task.score == "answers" else data.folder, home / "budget.bin"
-        return {"data": shown, "budget": budget}, (shown, budget) if task.tokens else (shown,)
+        # Data of a printed score has a layout of its own, and nothing of ours to hide.
+        shown, released = home / "facts" if task.score == "answers" else data.folder, home / "released"
+        return {"data": shown, "budget": released / "stream.bin"}, (shown, released) if task.tokens else (shown,)
 
     def _release(self, watch: Watch, home: Path) -> bool:
         """Let it build and compile, hand over the tokens, start the clock; False when it ended before it was ready."""
@@ -286,20 +285,22 @@ class _Trial:
             check_exit(watch, "crash")
         except TrialFailed as failed:
             if shutil.disk_usage(home).free < FULL_DISK_BYTES:
-                message = f"the disk of {home.parent} is full: free some space"
-                raise TrialFailed("machinery", "disk", message) from failed
+                raise TrialFailed("machinery", "disk", f"the disk of {home.parent} is full: free some") from failed
             raise
 
     def _score(self, home: Path, train: Watch) -> Measurement:
         task, started = self.workshop.task, self.workshop.monotonic()
         artifact = home / "artifact"
-        (home / "box" / "out").rename(artifact)  # out of the reach of paths that training knew
+        try:
+            (home / "box" / "out").rename(artifact)  # out of the reach of paths that training knew
+        except (FileNotFoundError, PermissionError) as error:  # not the machine's fault: its seed is not drawn again
+            raise TrialFailed("candidate", "rule", f"took its --out folder away: {error.strerror}") from error
         identity = hash_artifact(artifact)
         printed = task.score == "printed"
-        score = printed_score(train.log.text, task.pattern) if printed else self._ask(home, identity)
+        score, owed_s = (printed_score(train.log.text, task.pattern), 0.0) if printed else self._ask(home, identity)
         return Measurement(
             score=score,
-            cpu_s=train.cpu_s,
+            cpu_s=train.cpu_s + owed_s,
             peak_memory_mb=train.peak_memory_mb,
             scoring_s=self.workshop.monotonic() - started,
             artifact=identity,
@@ -307,7 +308,8 @@ class _Trial:
             audited=not printed and self._audited,
         )
 
-    def _ask(self, home: Path, identity: str) -> float:
+    def _ask(self, home: Path, identity: str) -> tuple[float, float]:
+        """The score, and the CPU seconds that it took beyond what others needed."""
         task, data = self.workshop.task, self.workshop.data
         if not identity:
             raise TrialFailed("candidate", "rule", "training ended well but left no file in its --out folder")
@@ -320,7 +322,7 @@ class _Trial:
         limits = in_time(self.spec.limits, others)
         with self._answering(home, "answers", limits) as watch:
             bits = audit.score(watch) if audit else (claimed_bits if tolerance else token_bits)(watch, questions)
-        score, cpu_s = bits_per_byte(bits, questions), watch.cpu_s
+        score, passed = bits_per_byte(bits, questions), Passed(bits, watch.cpu_s, watch.elapsed_s)
         if audit:
             if hash_artifact(home / "artifact") != identity:
                 raise TrialFailed("candidate", "rule", "changed its artifact while it was scored")
@@ -329,8 +331,8 @@ class _Trial:
                 audit.ask_again(watch, bits, [plain_bits(data.folder, questions), *([others.bits] if others else [])])
                 finish(watch)
         if self.spec.purpose != "screen":
-            self.workshop.others.remember(self._comparable, self.spec.candidate, Passed(bits, cpu_s))
-        return score
+            self.workshop.others.remember(self._comparable, self.spec.candidate, passed)
+        return score, passed.owed_s(others)
 
     @property
     def _comparable(self) -> tuple[Split, bool]:
@@ -362,7 +364,9 @@ class _Trial:
             **MALLOC,
             MARK: str(home),
         }
-        return Box(argv, readable, scratch, self.spec.limits, environment, answers)
+        task = self.workshop.task
+        counted = task.score == "answers" and not task.timed  # in CPU time, and a child's can be hidden
+        return Box(argv, readable, scratch, self.spec.limits, environment, answers, threads_only=counted)
 
     @contextmanager
     def _running(self, box: Box, phase: Phase, home: Path) -> Iterator[Watch]:

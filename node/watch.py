@@ -31,9 +31,11 @@ TAIL_BYTES = 4096  # of the log, kept with the record
 
 Phase = Literal["train", "score"]
 Blame = Literal["candidate", "machinery"]
-Reason = Literal["crash", "timeout", "nan", "rule", "log", "memory", "lost", "disk", "scoring", "stopped"]
+Reason = Literal["crash", "timeout", "nan", "rule", "log", "memory", "lost", "killed", "disk", "scoring", "stopped"]
 
-# A tree that dies of these did not do it to itself; SIGSEGV and the like it did.
+# People and the kernel end processes with these, and so may a tree itself, whose seed is then drawn again: where the
+# kernel did not run out of memory meanwhile, this is told apart as `killed`, which is forgiven once. SIGSEGV and the
+# like are always its own.
 _FROM_OUTSIDE = frozenset({signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT})
 # "loss is nan at step 3", not "nanobot" nor "info".
 NOT_A_NUMBER = re.compile(r"(?<![a-z0-9_])(nan|inf|infinity)(?![a-z0-9_])", re.IGNORECASE)
@@ -111,6 +113,7 @@ class Watch:
         self._late = "ran longer than"
         self._monotonic, self._on_phase = monotonic, on_phase
         self._tree = Tree(process.pid, mark)
+        self._out_of_memory = _out_of_memory()
         self._footprints = Footprints(scratch, limits.disk_mb, limits.files)
         self._started = self._sample_at = monotonic()
         self._log_fd = log.fileno()
@@ -132,6 +135,16 @@ class Watch:
         self._selector.close()
         if self._pidfd is not None:
             os.close(self._pidfd)
+
+    @property
+    def elapsed_s(self) -> float:
+        """Since its clock was started."""
+        return self._monotonic() - self._started
+
+    @property
+    def memory_ran_out(self) -> bool:
+        """Whether the kernel has killed for want of memory since this began, whomever."""
+        return _out_of_memory() != self._out_of_memory
 
     def start_clock(self, wall_s: float, late: str) -> None:
         """From this moment it has `wall_s`; `late` says what it did when it needs more."""
@@ -203,15 +216,15 @@ class Watch:
         self.cpu_s = max(self.cpu_s, usage.cpu_s)
         self.peak_memory_mb = max(self.peak_memory_mb, usage.memory_mb)
         self._on_phase(self._phase, self.cpu_s)
-        self._check(now - self._started, usage)
+        self._check(now, usage)
 
-    def _check(self, elapsed_s: float, usage: Usage) -> None:
+    def _check(self, now: float, usage: Usage) -> None:
         limits = self._limits
         if self._stop.is_set():
             raise TrialFailed("machinery", "stopped", "stopped on request")
         if usage.cpu_s > limits.cpu_s:
             raise TrialFailed("candidate", "timeout", f"{self._phase}: used more than {limits.cpu_s:.1f} s of CPU time")
-        if elapsed_s > limits.wall_s:
+        if now - self._started > limits.wall_s:
             raise TrialFailed("candidate", "timeout", f"{self._phase}: {self._late} {limits.wall_s:.1f} s")
         if usage.memory_mb > limits.memory_mb:
             raise TrialFailed(
@@ -220,7 +233,7 @@ class Watch:
         if usage.processes > limits.processes:
             words = f"{self._phase}: ran {usage.processes} processes, {limits.processes} are allowed"
             raise TrialFailed("candidate", "rule", words)
-        if excess := self._footprints.excess(elapsed_s):
+        if excess := self._footprints.excess(now):
             raise TrialFailed("candidate", "disk", f"{self._phase}: {excess}")
 
 
@@ -228,6 +241,15 @@ def plain(data: bytes) -> str:
     """Bytes of a candidate as text that is safe to show: lines, tabs and printable characters, no credentials."""
     text = data.decode("utf-8", "replace").replace("\r\n", "\n").replace("\r", "\n")
     return scrub(_CONTROL.sub("", text))
+
+
+def _out_of_memory() -> int:
+    """How often the kernel has killed a process for want of memory; 0 where it does not say."""
+    with suppress(OSError):
+        for line in Path("/proc/vmstat").read_text().splitlines():
+            if line.startswith("oom_kill "):
+                return int(line.split()[1])
+    return 0
 
 
 def _pidfd(pid: int) -> int | None:
@@ -282,14 +304,16 @@ def check_exit(watch: Watch, reason: Literal["crash", "scoring"]) -> None:
     """Judge how an ended tree ended; 0 is fine.
 
     Raises:
-        TrialFailed: somebody killed it (machinery), or it failed by itself (candidate).
+        TrialFailed: it was killed (machinery, as far as can be known), or it failed by itself (candidate).
     """
     code = watch.process.wait()  # it has ended: returns at once
     if code == 0:
         return
     if -code in _FROM_OUTSIDE:
         name = signal.Signals(-code).name
-        raise TrialFailed("machinery", "lost", f"{name} from outside; the kernel sends SIGKILL when memory runs out")
+        if watch.memory_ran_out:
+            raise TrialFailed("machinery", "lost", f"{name} while this machine had no memory left: free some")
+        raise TrialFailed("machinery", "killed", f"{name}, from outside or by itself; nobody here sent it")
     how = f"died of {_signal_name(-code)}" if code < 0 else f"exit code {code}"
     last = watch.log.last_line
     raise TrialFailed("candidate", "nan" if NOT_A_NUMBER.search(last) else reason, f"{how}: {last}" if last else how)

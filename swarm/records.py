@@ -120,7 +120,7 @@ class Measurement:
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
     score: float
-    cpu_s: float  # of training, process start to exit
+    cpu_s: float  # of training, process start to exit, and what scoring took beyond others
     peak_memory_mb: float
     scoring_s: float
     artifact: str  # sha256 of what was scored
@@ -135,7 +135,8 @@ class Failure:
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
     blame: Literal["candidate", "machinery"]
-    reason: Literal["crash", "timeout", "nan", "rule", "log", "memory", "lost", "disk", "scoring", "stopped"]
+    # `killed` by a signal that anybody may have sent, itself, too: forgiven once
+    reason: Literal["crash", "timeout", "nan", "rule", "log", "memory", "lost", "killed", "disk", "scoring", "stopped"]
     message: str
     cpu_s: float = 0.0
     kind: Literal["failure"] = "failure"

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import pytest
 from test_sandbox import Kind, available, lacks, old_landlock
-from toy_task import HONEST, answers_task, spec_of, workshop_at
+from toy_task import HONEST, answers_task, printed_task, spec_of, workshop_at
 
 from node.sandbox import Box, Sandbox
 from node.sandbox.bare import Bare
@@ -31,6 +31,7 @@ from node.sandbox.seccomp import (
     CHECKED_ALONE,
     DENIED,
     DENIED_ALONE,
+    FORKS,
     IDLE_ALONE,
     NEVER,
     OWN_ALONE,
@@ -283,7 +284,7 @@ def test_the_numbers_of_calls_are_the_kernels(column: int, header: str) -> None:
         pytest.skip(f"{header} is not installed (apt install linux-libc-dev)")
     found = re.findall(r"^#define __NR(?:3264)?_(\w+)\s+(\d+)", Path(header).read_text(), re.MULTILINE)
     kernel = {name: int(number) for name, number in found}
-    tables = {**DENIED, **CHECKED, **DENIED_ALONE, **IDLE_ALONE, **OWN_ALONE, **CHECKED_ALONE}
+    tables = {**DENIED, **CHECKED, **DENIED_ALONE, **IDLE_ALONE, **OWN_ALONE, **CHECKED_ALONE, **FORKS}
     ours = {name: numbers[column] for name, numbers in tables.items() if numbers[column] != NEVER}
     assert {name: kernel.get(name) for name in ours} == ours
 
@@ -307,11 +308,58 @@ def test_a_trial_scores_the_same_behind_walls(kind: Kind, tmp_path: Path) -> Non
 @pytest.mark.parametrize("kind", WALLED)
 def test_cpu_time_is_counted_behind_walls(kind: Kind, tmp_path: Path) -> None:
     burn = "import time\nwhile time.process_time() < 0.4: pass\n"
-    train = f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', {burn!r}])\n{HONEST}"
+    child = f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', {burn!r}])\nprint('val_bpb: 1')\n"
+    thread = (
+        f"import threading\nt = threading.Thread(target=exec, args=({burn!r}, {{}}))\nt.start()\nt.join()\n{HONEST}"
+    )
     workshop = replace(workshop_at(tmp_path, answers_task(tmp_path / "task")), sandbox=available(kind))
-    outcome = run_trial(spec_of(train), workshop=workshop).outcome
-    assert isinstance(outcome, Measurement), outcome
-    assert 0.4 <= outcome.cpu_s < 2
+    printed = replace(workshop_at(tmp_path, printed_task(tmp_path / "printed")), sandbox=available(kind))
+    for train, place in ((thread, workshop), (child, printed)):
+        outcome = run_trial(spec_of(train), workshop=place).outcome
+        assert isinstance(outcome, Measurement), outcome
+        assert 0.4 <= outcome.cpu_s < 2
+
+
+@pytest.mark.parametrize("kind", WALLED)
+def test_training_finds_no_text_beyond_its_stream(kind: Kind, tmp_path: Path) -> None:
+    workshop = replace(workshop_at(tmp_path, answers_task(tmp_path / "task")), sandbox=available(kind))
+    assert workshop.data is not None
+    text = workshop.data.folder / "train"
+    (text / "meta.json").write_text("{}")
+    look = f"import os\nprint(sorted(os.listdir(options['--data'])))\nopen({str(text / 'tokens.bin')!r})\n"
+    run = run_trial(spec_of(f"{HONEST}\n{look}"), workshop=workshop)
+    assert "['meta.json']" in run.log
+    assert isinstance(run.outcome, Failure) and "Error" in run.outcome.message
+
+
+# Ways to a process whose CPU time nobody would add up: a parent that ignores its children leaves them to no table.
+HIDERS = {
+    "fork": "if os.fork() == 0: os._exit(0)",
+    "a daemon": "pid = os.fork()\nif pid == 0: os.setsid(); os._exit(0)",
+    "vfork": "import subprocess, sys\nsubprocess.run([sys.executable, '-c', ''], check=True)",
+    "posix_spawn": "os.posix_spawn(sys.executable, [sys.executable, '-c', ''], {})",
+    "a shell": "signal.signal(signal.SIGCHLD, signal.SIG_DFL)\nassert os.system('true') == 0, OSError('Error')",
+    "clone": f"{CALL}import signal\nnumber = {{'x86_64': 56, 'aarch64': 220}}[os.uname().machine]\n"
+    "pid = libc.syscall(n(number), n(signal.SIGCHLD), n(0), n(0), n(0), n(0))\n"
+    "if pid == 0: os._exit(0)\nassert pid > 0, OSError('Error')",
+    "clone3": f"{CALL}import struct\nwanted = struct.pack('<8Q', 0, 0, 0, 0, 17, 0, 0, 0)\n"
+    "pid = libc.syscall(n(435), wanted, n(len(wanted)))\n"
+    "if pid == 0: os._exit(0)\nassert pid > 0, OSError('Error')",
+}
+
+
+@pytest.mark.parametrize("name", HIDERS)
+def test_where_cpu_time_is_the_budget_there_are_threads_only(name: str, tmp_path: Path) -> None:
+    train = f"import os, signal, sys\nsignal.signal(signal.SIGCHLD, signal.SIG_IGN)\n{HIDERS[name]}\n{HONEST}"
+    workshop = workshop_at(tmp_path, answers_task(tmp_path / "task"))
+    if name != "clone3":  # which a container's own filter may refuse
+        assert isinstance(run_trial(spec_of(train), workshop=workshop).outcome, Measurement)
+    for kind in WALLED:
+        if lacks(kind):
+            continue
+        outcome = run_trial(spec_of(train), workshop=replace(workshop, sandbox=kind())).outcome
+        assert isinstance(outcome, Failure), outcome
+        assert (outcome.blame, outcome.reason) == ("candidate", "crash") and "Error" in outcome.message
 
 
 @pytest.mark.parametrize("kind", WALLED)

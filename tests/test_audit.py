@@ -1,5 +1,6 @@
 """The causal audit: cheats that a score alone rewards are refused, honest candidates never."""
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import replace
@@ -11,12 +12,12 @@ import toy_task as toy
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node.audit import Others, Passed, chances, draw_cuts, plain_bits
+from node.audit import LATE_CPU_S, LATE_WALL_S, Others, Passed, chances, draw_cuts, in_time, plain_bits
 from node.data import prepare_data
 from node.sandbox.bare import Bare
 from node.scoring import Questions
 from node.trial import TrialRun, Workshop, run_trial
-from swarm.records import Failure, Measurement, Outcome, Purpose
+from swarm.records import Failure, Limits, Measurement, Outcome, Purpose
 from swarm.task import bundle, load_task, unbundle
 
 BASELINE = Path(__file__).parents[1] / "baseline"
@@ -174,17 +175,44 @@ def test_a_candidate_is_compared_with_others_and_the_oldest_are_forgotten() -> N
     others = Others()
     assert others.besides("val", "a") is None
     for number in range(6):
-        others.remember("val", str(number), Passed(np.full(2, float(number)), 9.0 - number))
+        others.remember("val", str(number), Passed(np.full(2, float(number)), 9.0 - number, 2.0 * number))
     assert others.besides("holdout", "a") is None
-    for candidate, mean, cpu_s in (("a", 3.5, 7.0), ("5", 3.0, 7.0), ("2", 4.0, 6.0), ("0", 3.5, 7.0)):
+    for candidate, mean in (("a", 3.5), ("5", 3.0), ("2", 4.0), ("0", 3.5)):
         known = others.besides("val", candidate)
-        assert known is not None and (known.bits.tolist(), known.cpu_s) == ([mean, mean], cpu_s)
+        assert known is not None
+        assert (known.bits.tolist(), known.cpu_s, known.wall_s) == ([mean, mean], 9.0 - mean, 2.0 * mean)
+
+
+LIMITS = Limits(cpu_s=60.0, wall_s=90.0)
+
+
+def test_scoring_has_half_more_than_others_took_and_a_start() -> None:
+    assert in_time(LIMITS, None) == LIMITS
+    for took in (Passed(np.zeros(1), 2.0, 4.0), Passed(np.zeros(1), 30.0, 50.0)):
+        within = in_time(LIMITS, took)
+        assert (within.cpu_s, within.wall_s) == (1.5 * took.cpu_s + LATE_CPU_S, 1.5 * took.wall_s + LATE_WALL_S)
+    assert in_time(LIMITS, Passed(np.zeros(1), 50.0, 60.0)) == LIMITS  # never more than a trial has
+
+
+def test_what_scoring_takes_beyond_others_is_paid_for(tmp_path: Path) -> None:
+    slow = f"import time\nwhile time.process_time() < 0.6: pass\n{toy.UNIFORM}"
+    workshop = toy.workshop_at(tmp_path, toy.answers_task(tmp_path / "task", slow))
+    spec = replace(toy.spec_of(toy.HONEST), purpose="confirm")
+    alone = run_trial(spec, workshop=workshop).outcome
+    assert isinstance(alone, Measurement) and alone.cpu_s < 0.4, "training itself takes no time"
+    bits = np.full((toy.VAL_TOKENS // toy.WINDOW, toy.WINDOW), math.log2(toy.VOCABULARY))
+    workshop.others.remember(("val", False), "another", Passed(bits, 0.1, 0.2))
+    late = run_trial(spec, workshop=workshop).outcome
+    assert isinstance(late, Measurement), late
+    assert 0.5 <= late.cpu_s < 1.5
 
 
 def test_answers_that_take_far_longer_than_those_of_others_are_late(tmp_path: Path) -> None:
     slow = "import time\nwhile time.process_time() < 60: pass\n"
     workshop = toy.workshop_at(tmp_path, toy.answers_task(tmp_path / "task", slow))
-    passed = Passed(np.zeros((toy.VAL_TOKENS // toy.WINDOW, toy.WINDOW)), -1.7)  # so that the limit is below a second
+    passed = Passed(
+        np.zeros((toy.VAL_TOKENS // toy.WINDOW, toy.WINDOW)), -0.75, 0.0
+    )  # so that the limit is below a second
     workshop.others.remember(("val", False), "another", passed)
     outcome = run_trial(toy.spec_of(toy.HONEST, cpu_s=50), workshop=workshop).outcome
     assert isinstance(outcome, Failure)

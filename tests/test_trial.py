@@ -20,7 +20,7 @@ from node.sandbox import Box
 from node.sandbox.bare import Bare
 from node.scratch import sweep_scratch
 from node.trial import TrialRun, Workshop, run_trial
-from node.watch import plain
+from node.watch import TrialFailed, plain, running
 from swarm.errors import TaskError
 from swarm.records import Failure, Limits, Measurement
 
@@ -276,7 +276,7 @@ def test_a_signal_from_outside_blames_nobody(answers: Workshop, tmp_path: Path, 
             os.kill(pid, number)
 
     failure = failure_of(run_trial(toy.spec_of(train), workshop=answers, on_phase=shoot))
-    assert (failure.blame, failure.reason) == ("machinery", "lost")
+    assert (failure.blame, failure.reason) == ("machinery", "killed")
     assert number.name in failure.message
 
 
@@ -401,3 +401,18 @@ def test_a_preparation_that_fails_says_why(answers: Workshop, tmp_path: Path) ->
     (answers.folder / "prepare.py").write_text("raise SystemExit('prepare: disk full, free some space')")
     with pytest.raises(TaskError, match="free some space"):
         prepare_data(answers.task, answers.folder, "", tmp_path / "home")
+
+
+def test_its_disk_is_looked_at_after_its_clock_began_anew(tmp_path: Path) -> None:
+    box = Box((sys.executable, "-c", "import time; time.sleep(60)"), (), tmp_path, Limits(60, 60, disk_mb=1))
+    now = 100.0
+    with running(
+        Bare(), box, mark="anew", phase="train", stop=threading.Event(), monotonic=lambda: now, on_phase=print
+    ) as watch:
+        now += 30  # of compiling
+        watch.step()
+        watch.start_clock(20, "ran longer than")
+        (tmp_path / "big").write_bytes(b"x" * 2**21)
+        now += 1
+        with pytest.raises(TrialFailed, match="wrote more than 1 MB"):
+            watch.step()

@@ -24,6 +24,8 @@ class Box:
     environment: Mapping[str, str] = field(default_factory=dict)
     # True: stdin and stdout are binary pipes for the scorer, stderr is the log. False: stdout and stderr are the log.
     answers: bool = False
+    # Behind walls: no new process, only threads, so that all CPU time is counted. Level 0 cannot hold it.
+    threads_only: bool = False
 
 
 class Sandbox(Protocol):

@@ -18,7 +18,7 @@ from subprocess import Popen
 from node.sandbox import Box
 from node.sandbox.bare import FIRST, Bare, first, private
 from node.sandbox.needs import LIBRARIES, SYSTEM, gpu_devices, own, python_folders
-from node.sandbox.seccomp import seccomp_filter
+from node.sandbox.seccomp import seccomp_filter, threads_filter
 from node.sandbox.tell import Told, begun, files
 
 INSIDE_FIRST = "/first.py"
@@ -48,7 +48,7 @@ class Bwrap:
         if program is None:
             raise ValueError("bwrap is not installed (apt install bubblewrap, or dnf install bubblewrap)")
         self._program = program
-        self._filter = seccomp_filter()
+        self._filter, self._threads = seccomp_filter(), threads_filter()
         self._trees = Bare()
 
     def start(self, box: Box) -> Popen[bytes]:
@@ -57,7 +57,8 @@ class Bwrap:
         Raises:
             OSError: no such program, or the walls could not be built.
         """
-        with files(self._filter, *ACCOUNTS.values()) as descriptors:
+        more = (self._threads,) if box.threads_only else ()
+        with files(self._filter, *ACCOUNTS.values(), *more) as descriptors:
 
             def start(ready: int) -> Popen[bytes]:
                 outside = {name: os.environ[name] for name in OUTSIDE if name in os.environ} | dict(box.environment)
@@ -75,11 +76,12 @@ class Bwrap:
         self._trees.kill(process)
 
     def _command(self, box: Box, ready: int, descriptors: list[int]) -> tuple[str, ...]:
-        filter_fd, *accounts = descriptors
+        filter_fd, *others = descriptors
+        accounts, threads = others[: len(ACCOUNTS)], tuple(f"threads={fd}" for fd in others[len(ACCOUNTS) :])
         return (
             *(self._program, *_walls(), *_mounts(box), *_accounts(accounts), "--remount-ro", "/"),
             *("--seccomp", str(filter_fd), "--chdir", str(box.scratch), *_environment(box), "--"),
-            *(*first(INSIDE_FIRST), f"nproc={box.limits.processes}", f"ready={ready}", "--", *box.argv),
+            *(*first(INSIDE_FIRST), f"nproc={box.limits.processes}", *threads, f"ready={ready}", "--", *box.argv),
         )
 
 

@@ -3,11 +3,12 @@
     python -I -S first.py KEY=VALUE... -- PROGRAM ARGUMENT...
 
 What is not named is not done, and it is done in the order of this file. `owner` is the process that this one dies with;
-`ready` a descriptor, and with it the first process stays as the parent of all others: it collects them, so that their
-CPU time is known outside to the tick, and ends when the program does. `ready` gets `+` when all stands, and a sentence
-when the program could not be started; it is closed when the program runs. `core`, `fsize`, `nofile` and `nproc` are
-limits. `abi` is the version of Landlock to use, `read`, `write` and `device` (each any number of times) the paths that
-it leaves open, `filter` a descriptor with a filter of system calls.
+`ready` a descriptor, and with it the first process stays as the parent of all others: it collects the program and every
+orphan, so that their CPU time is known outside, and ends when the program does. What the program's own children used is
+known only if it collects them itself. `ready` gets `+` when all stands, and a sentence when the program could not be
+started; it is closed when the program runs. `core`, `fsize`, `nofile` and `nproc` are limits. `abi` is the version of
+Landlock to use, `read`, `write` and `device` (each any number of times) the paths that it leaves open, `filter` a
+descriptor with a filter of system calls, `threads` one with the filter that leaves it threads only.
 
 A program of its own, because the alternative, Python code between fork and exec (`preexec_fn`), may hang in an owner
 with many threads, and an agent under Ray has dozens. Costs about 10 ms. Knows no trial, and imports nothing of ours.
@@ -20,7 +21,7 @@ import sys
 from contextlib import suppress
 from typing import NoReturn
 
-SIGNALLED = 128  # as shells do it: 128 + the signal's number
+SIGNALLED = 128  # as shells do it: 128 + the signal's number; this alone is an exit code of the program's own above it
 PR_SET_PDEATHSIG, PR_SET_SECCOMP, PR_CAPBSET_DROP, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 1, 22, 24, 36, 38
 SECCOMP_MODE_FILTER = 2
 CAPABILITIES_V3 = 0x20080522
@@ -130,6 +131,8 @@ def become(program: list[str], given: dict[str, list[str]]) -> NoReturn:
     if "abi" in given:
         confine(int(given["abi"][0]), given)
         filter_calls(int(given["filter"][0]))
+    if "threads" in given:
+        filter_calls(int(given["threads"][0]))
     os.execv(program[0], program)
 
 
@@ -170,12 +173,15 @@ def begin(program: list[str], given: dict[str, list[str]], ready: int, first: in
 
 
 def collect(child: int) -> int:
-    """Wait for the program, and for every orphan before it; what it returned."""
+    """Wait for the program, and for every orphan before it; what it returned.
+
+    Only a signal is told as one: a program that returns 137 was not killed.
+    """
     while True:
         pid, status = os.wait()
         if pid == child:
             code = os.waitstatus_to_exitcode(status)
-            return code if code >= 0 else SIGNALLED - code
+            return min(code, SIGNALLED) if code >= 0 else SIGNALLED - code
 
 
 def leave(child: int, code: int) -> NoReturn:

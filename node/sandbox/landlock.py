@@ -25,7 +25,7 @@ from node.sandbox import Box
 from node.sandbox.bare import REAP_S, Bare, first, inherited, private
 from node.sandbox.first import CREATE_RULESET
 from node.sandbox.needs import LIBRARIES, SYSTEM, gpu_devices, own, python_folders
-from node.sandbox.seccomp import seccomp_filter
+from node.sandbox.seccomp import seccomp_filter, threads_filter
 from node.sandbox.tell import Told, begun, files
 
 VERSION = 1  # a flag of the call that makes a ruleset: only say which version of Landlock this kernel has
@@ -49,7 +49,7 @@ class Landlock:
             ValueError: it has no Landlock, or this is a machine whose system calls we do not know.
         """
         self._abi = min(abi, kernel_abi(), KNOWN)
-        self._filter = seccomp_filter(alone=True)
+        self._filter, self._threads = seccomp_filter(alone=True), threads_filter()
         self._trees = Bare()
 
     def start(self, box: Box) -> Popen[bytes]:
@@ -58,13 +58,14 @@ class Landlock:
         Raises:
             OSError: no such program, or a door could not be shut.
         """
-        with files(self._filter) as (filter_fd,):
+        with files(self._filter, *([self._threads] if box.threads_only else [])) as descriptors:
 
             def start(ready: int) -> Popen[bytes]:
-                steps = (f"owner={os.getpid()}", f"ready={ready}", f"abi={self._abi}", f"filter={filter_fd}")
+                filters = [f"{key}={fd}" for key, fd in zip(("filter", "threads"), descriptors, strict=False)]
+                steps = (f"owner={os.getpid()}", f"ready={ready}", f"abi={self._abi}", *filters)
                 argv = (*first(), *steps, *_paths(box), "--", *box.argv)
                 environment = {**inherited(), **private(box), **box.environment}
-                return self._trees.launch(box, argv, environment, Told, (ready, filter_fd))
+                return self._trees.launch(box, argv, environment, Told, (ready, *descriptors))
 
             return begun(start, self.kill)
 

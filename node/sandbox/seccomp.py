@@ -2,6 +2,8 @@
 
 Owns the lists and their compilation; pure, nothing is installed here. What is not listed is allowed: the namespaces are
 the wall, and this closes what they leave open: the kernel's large and young doors, and the ways to make new namespaces.
+`threads_filter`, on top of it, leaves a program its threads, and no process beside its own: the CPU time of a child
+that nobody collects is in no table, that of a thread is its process's.
 A filter that stands `alone`, without namespaces, also closes what they would have: what processes of one user may do to
 each other, what outlives a trial, and what Landlock does not look at.
 The order of a rule is the kernel's: the first that returns decides.
@@ -85,6 +87,9 @@ DENIED = {
     "iopl": (172, NEVER),
     "ioperm": (173, NEVER),
 }
+# --- on top: threads only ---
+FORKS = {"fork": (57, NEVER), "vfork": (58, NEVER)}
+CLONE_THREAD = 0x10000
 CHECKED = {"clone": (56, 220), "clone3": (435, 435), "socket": (41, 198), "socketpair": (53, 199), "ioctl": (16, 29)}
 
 # --- alone, without namespaces ---
@@ -165,10 +170,25 @@ def seccomp_filter(machine: str = platform.machine(), *, alone: bool = False) ->
     return b"".join((*_head(machine, column), *without, *_always(column), _step(RETURN, ALLOW)))
 
 
-def _head(machine: str, column: int) -> Iterator[bytes]:
+def threads_filter(machine: str = platform.machine()) -> bytes:
+    """No new process, only threads; every kernel call of another kind is left to the filter before it."""
+    column = list(ARCHITECTURES).index(machine)
+    no = _refuse(errno.EPERM)
+    forks = (step for fork in FORKS.values() for step in _when(EQUAL, fork[column], no))
+    # The flags of clone3 lie behind a pointer: C libraries fall back to clone when it is not there.
+    clone3 = _when(EQUAL, CHECKED["clone3"][column], _refuse(errno.ENOSYS))
+    clone = _argument(CHECKED["clone"][column], 0, *_unless(ANY_BIT, CLONE_THREAD, no))
+    return b"".join((*_of(machine), *forks, *clone3, *clone, _step(RETURN, ALLOW)))
+
+
+def _of(machine: str) -> Iterator[bytes]:
     yield _step(LOAD, ARCHITECTURE_AT)
     yield from _unless(EQUAL, ARCHITECTURES[machine], KILL)  # the 32-bit calls of the same kernel
     yield _step(LOAD, NUMBER_AT)
+
+
+def _head(machine: str, column: int) -> Iterator[bytes]:
+    yield from _of(machine)
     if machine == "x86_64":
         yield from _when(AT_LEAST, X32, _refuse(errno.ENOSYS))
     for denied in DENIED.values():
