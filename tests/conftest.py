@@ -1,10 +1,13 @@
 """Settings of every test, and the nightly mode: `--nightly` calibrates with seeds that nobody has tried."""
 
 import secrets
+import sys
 
 import luck
 import pytest
 from hypothesis import settings
+
+from node.sandbox.groups import sweep
 
 settings.register_profile("swarm", deadline=None)  # a busy machine is no fault of the code's
 settings.load_profile("swarm")
@@ -19,6 +22,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     luck.move(config.getoption("--nightly"))
+
+
+def pytest_sessionfinish() -> None:
+    """Remove the control groups of nodes that tests killed: there is no next start that would."""
+    if sys.platform.startswith("linux"):
+        sweep()
 
 
 def pytest_report_header(config: pytest.Config) -> str:
