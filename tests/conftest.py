@@ -1,7 +1,6 @@
 """Settings of every test, and the nightly mode: `--nightly` calibrates with seeds that nobody has tried."""
 
 import secrets
-import sys
 
 import luck
 import pytest
@@ -26,8 +25,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_sessionfinish() -> None:
     """Remove the control groups of nodes that tests killed: there is no next start that would."""
-    if sys.platform.startswith("linux"):
-        sweep()
+    sweep()
 
 
 def pytest_report_header(config: pytest.Config) -> str:
