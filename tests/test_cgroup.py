@@ -16,8 +16,10 @@ from toy_task import HONEST, answers_task, eventually, is_running, spec_of, work
 from node.sandbox import Box
 from node.sandbox.bwrap import Bwrap
 from node.sandbox.cgroup import Cgroup
+from node.sandbox.choice import best, choose_sandbox
 from node.sandbox.groups import PREFIX, TOLD, Group, make_group, parents
 from node.trial import Workshop, run_trial
+from swarm.errors import ConfigError
 from swarm.records import Failure, Limits, Measurement
 
 FEW = Limits(cpu_s=20, wall_s=20, memory_mb=150, processes=30)
@@ -180,6 +182,22 @@ def test_whoever_is_left_in_a_group_ends_with_it() -> None:
             assert process.wait(5) == -9
     assert groups() == set()
     group.remove()
+
+
+@pytest.mark.usefixtures("bounded")
+def test_where_no_group_can_be_made_auto_is_level_2_and_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "empty").touch()
+    monkeypatch.setattr("node.sandbox.groups.TOLD", (tmp_path / "empty", tmp_path / "empty"))
+    best.cache_clear()
+    try:
+        assert choose_sandbox("auto").level == 2
+        assert best().lacks.startswith("no control group can be made")
+        with pytest.raises(ConfigError, match="no control group can be made"):
+            choose_sandbox("cgroup")
+    finally:
+        best.cache_clear()
 
 
 MOUNT = "31 30 0:27 {root} {folder} rw,relatime - {kind} {kind} rw,{options}"

@@ -207,6 +207,14 @@ class TestSandboxContract:
         sandbox.kill(process)
         assert process.returncode == 3
 
+    def test_a_tree_that_ended_by_itself_was_not_starved(
+        self, sandbox: Sandbox, started: list[Popen[bytes]], tmp_path: Path
+    ) -> None:
+        process = self.start(sandbox, started, tmp_path, "raise SystemExit(3)")
+        assert process.wait(10) == 3 and not sandbox.starved(process)
+        sandbox.kill(process)
+        assert not sandbox.starved(process)
+
     def test_no_such_program_is_an_oserror(self, sandbox: Sandbox, tmp_path: Path) -> None:
         with pytest.raises(OSError, match="not-there"):
             sandbox.start(Box((str(tmp_path / "not-there"),), (), tmp_path, LIMITS))
