@@ -26,6 +26,7 @@ from audits import report  # noqa: E402
 from node.sandbox import Box, Sandbox  # noqa: E402
 from node.sandbox.bare import Bare  # noqa: E402
 from node.sandbox.bwrap import Bwrap  # noqa: E402
+from node.sandbox.cgroup import Cgroup  # noqa: E402
 from node.sandbox.choice import starts  # noqa: E402
 from node.sandbox.landlock import Landlock  # noqa: E402
 from swarm.records import Limits  # noqa: E402
@@ -81,7 +82,7 @@ def killed_in(sandbox: Sandbox, scratch: Path) -> float:
 def here() -> list[Sandbox]:
     """Every sandbox that starts on this machine, the bare one first."""
     found: list[Sandbox] = [Bare()]
-    for kind in (Landlock, Bwrap):
+    for kind in (Landlock, Bwrap, Cgroup):
         try:
             starts(kind())
         except (OSError, ValueError) as error:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from node.sandbox.choice import best
-from node.sandbox.promises import promises
+from node.sandbox.promises import BOUND, promises
 from swarm.records import Platform
 from swarm.task import Task
 
@@ -227,10 +227,14 @@ def _sandbox() -> list[Check]:
     return [
         Check("sandbox", not fix, detail, fix),
         *(
-            Check("promise", kept, promise if kept else f"NOT: {promise}", "" if kept else "needs walls")
+            Check("promise", kept, promise if kept else f"NOT: {promise}", "" if kept else _needs(promise))
             for promise, kept in held.items()
         ),
     ]
+
+
+def _needs(promise: str) -> str:
+    return "needs a control group" if promise in BOUND else "needs walls"
 
 
 def _secret(name: str, needed_by: str, otherwise: str) -> Check:

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from subprocess import Popen
 from types import TracebackType
@@ -103,6 +104,7 @@ class Watch:
         stop: threading.Event,
         monotonic: Callable[[], float],
         on_phase: Callable[[Phase, float], None],
+        starved: Callable[[], bool],
     ) -> None:
         """Begin: the clock runs from here."""
         self.process = process
@@ -111,7 +113,7 @@ class Watch:
         self.cpu_s = 0.0
         self._limits, self._phase, self._stop = limits, phase, stop
         self._late = "ran longer than"
-        self._monotonic, self._on_phase = monotonic, on_phase
+        self._monotonic, self._on_phase, self._starved = monotonic, on_phase, starved
         self._tree = Tree(process.pid, mark)
         self._out_of_memory = _out_of_memory()
         self._footprints = Footprints(scratch, limits.disk_mb, limits.files)
@@ -222,6 +224,9 @@ class Watch:
         limits = self._limits
         if self._stop.is_set():
             raise TrialFailed("machinery", "stopped", "stopped on request")
+        if self._starved():  # one process is dead, and the others may go on as if nothing was
+            words = f"{self._phase}: held all of {limits.memory_mb} MB, and the kernel ended one of its processes"
+            raise TrialFailed("candidate", "memory", words)
         if usage.cpu_s > limits.cpu_s:
             raise TrialFailed("candidate", "timeout", f"{self._phase}: used more than {limits.cpu_s:.1f} s of CPU time")
         if now - self._started > limits.wall_s:
@@ -286,6 +291,7 @@ def running(
             stop=stop,
             monotonic=monotonic,
             on_phase=on_phase,
+            starved=partial(sandbox.starved, process),
         ) as watch:
             try:
                 yield watch

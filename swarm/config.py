@@ -74,7 +74,7 @@ class Nodes(_Section):
     data: str = ""
     """A folder with prepared data, used on every machine that has it; empty = the Task prepares its own."""
     sandbox: str = "auto"
-    """"auto" takes the best that starts here; or "bwrap", "landlock", "bare", or your own as package.module:Class."""
+    """"auto" takes the best here; or "cgroup", "bwrap", "landlock", "bare", or your own as package.module:Class."""
     trust_code: bool = False
     """Let runs below the sandbox level that the code asks for decide; `--i-trust-this-code` sets it."""
 

@@ -6,6 +6,8 @@ import luck
 import pytest
 from hypothesis import settings
 
+from node.sandbox.groups import sweep
+
 settings.register_profile("swarm", deadline=None)  # a busy machine is no fault of the code's
 settings.load_profile("swarm")
 
@@ -19,6 +21,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     luck.move(config.getoption("--nightly"))
+
+
+def pytest_sessionfinish() -> None:
+    """Remove the control groups of nodes that tests killed: there is no next start that would."""
+    sweep()
 
 
 def pytest_report_header(config: pytest.Config) -> str:

@@ -17,6 +17,7 @@ from toy_task import eventually, is_running
 from node.sandbox import Box, Sandbox
 from node.sandbox.bare import Bare
 from node.sandbox.bwrap import Bwrap
+from node.sandbox.cgroup import Cgroup
 from node.sandbox.choice import best, choose_sandbox, starts
 from node.sandbox.landlock import Landlock, kernel_abi
 from swarm.errors import ConfigError
@@ -50,7 +51,7 @@ def old_landlock() -> Landlock:
 
 
 Kind = Callable[[], Sandbox]
-KINDS: tuple[Kind, ...] = (Bare, Landlock, old_landlock, Bwrap)
+KINDS: tuple[Kind, ...] = (Bare, Landlock, old_landlock, Bwrap, Cgroup)
 
 
 @cache
@@ -206,6 +207,14 @@ class TestSandboxContract:
         sandbox.kill(process)
         assert process.returncode == 3
 
+    def test_a_tree_that_ended_by_itself_was_not_starved(
+        self, sandbox: Sandbox, started: list[Popen[bytes]], tmp_path: Path
+    ) -> None:
+        process = self.start(sandbox, started, tmp_path, "raise SystemExit(3)")
+        assert process.wait(10) == 3 and not sandbox.starved(process)
+        sandbox.kill(process)
+        assert not sandbox.starved(process)
+
     def test_no_such_program_is_an_oserror(self, sandbox: Sandbox, tmp_path: Path) -> None:
         with pytest.raises(OSError, match="not-there"):
             sandbox.start(Box((str(tmp_path / "not-there"),), (), tmp_path, LIMITS))
@@ -225,7 +234,8 @@ from node.sandbox.choice import choose_sandbox
 from swarm.records import Limits
 code = "import time; print(1, flush=True); time.sleep(60)"
 box = Box((sys.executable, "-c", code), (), Path(sys.argv[1]), Limits(9, 9))
-process = choose_sandbox(sys.argv[2]).start(box)
+sandbox = choose_sandbox(sys.argv[2])
+process = sandbox.start(box)
 process.stdout.read(1)
 print(process.pid, flush=True)
 time.sleep(60)
@@ -233,7 +243,7 @@ time.sleep(60)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux tells a child of its parent's death")
-@pytest.mark.parametrize("kind", [Bare, Landlock, Bwrap])
+@pytest.mark.parametrize("kind", [Bare, Landlock, Bwrap, Cgroup])
 def test_a_trial_dies_with_its_owner(kind: Kind, tmp_path: Path) -> None:
     name = available(kind).name
     root = Path(__file__).resolve().parent.parent

@@ -44,7 +44,7 @@ def test_whatever_may_bring_other_code_needs_level_1(settings: dict[str, object]
 
 
 def test_a_refusal_names_both_levels_and_the_way_out() -> None:
-    assert too_open("landlock", 1, 1) == too_open("bwrap", 2, 1) == ""
+    assert too_open("landlock", 1, 1) == too_open("bwrap", 2, 1) == too_open("cgroup", 3, 2) == ""
     words = too_open("bare", 0, 1)
     assert all(part in words for part in ("bare", "level 0", "level 1", "swarm doctor", FLAG))
 

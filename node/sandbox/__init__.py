@@ -43,3 +43,6 @@ class Sandbox(Protocol):
 
     def kill(self, process: Popen[bytes]) -> None:
         """End the whole tree within a second and reap it. Harmless when it has ended already."""
+
+    def starved(self, process: Popen[bytes]) -> bool:
+        """Whether the kernel ended somebody of the tree at its limit on memory; False where nobody but us holds it."""

@@ -57,13 +57,21 @@ class Bwrap:
         Raises:
             OSError: no such program, or the walls could not be built.
         """
+        return self.begin(box)
+
+    def begin(self, box: Box, doors: tuple[int, ...] = ()) -> Popen[bytes]:
+        """The same, with descriptors through which the first process enters its control group.
+
+        Raises:
+            OSError: no such program, or the walls could not be built.
+        """
         more = (self._threads,) if box.threads_only else ()
         with files(self._filter, *ACCOUNTS.values(), *more) as descriptors:
 
             def start(ready: int) -> Popen[bytes]:
                 outside = {name: os.environ[name] for name in OUTSIDE if name in os.environ} | dict(box.environment)
-                argv = self._command(box, ready, descriptors)
-                return self._trees.launch(box, argv, outside, Told, (ready, *descriptors))
+                argv = self._command(box, ready, descriptors, doors)
+                return self._trees.launch(box, argv, outside, Told, (ready, *descriptors, *doors))
 
             return begun(start, self.kill)
 
@@ -75,13 +83,18 @@ class Bwrap:
         """
         self._trees.kill(process)
 
-    def _command(self, box: Box, ready: int, descriptors: list[int]) -> tuple[str, ...]:
+    def starved(self, process: Popen[bytes]) -> bool:
+        """Nobody but the trial's watch holds memory here."""
+        return False
+
+    def _command(self, box: Box, ready: int, descriptors: list[int], doors: tuple[int, ...]) -> tuple[str, ...]:
         filter_fd, *others = descriptors
         accounts, threads = others[: len(ACCOUNTS)], tuple(f"threads={fd}" for fd in others[len(ACCOUNTS) :])
+        steps = (*(f"group={door}" for door in doors), f"nproc={box.limits.processes}", *threads, f"ready={ready}")
         return (
             *(self._program, *_walls(), *_mounts(box), *_accounts(accounts), "--remount-ro", "/"),
             *("--seccomp", str(filter_fd), "--chdir", str(box.scratch), *_environment(box), "--"),
-            *(*first(INSIDE_FIRST), f"nproc={box.limits.processes}", *threads, f"ready={ready}", "--", *box.argv),
+            *(*first(INSIDE_FIRST), *steps, "--", *box.argv),
         )
 
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from node.sandbox import Box, Sandbox
 from node.sandbox.bare import Bare
 from node.sandbox.bwrap import Bwrap
+from node.sandbox.cgroup import Cgroup
 from node.sandbox.landlock import Landlock
 from swarm.errors import ConfigError, PrerequisiteError
 from swarm.plugins import full_name, load_class
@@ -18,7 +19,8 @@ from swarm.trust import too_open
 
 AUTO = "auto"
 SHORT_NAMES = {
-    AUTO: "node.sandbox.bwrap:Bwrap",  # or less, where that does not start
+    AUTO: "node.sandbox.cgroup:Cgroup",  # or less, where that does not start
+    "cgroup": "node.sandbox.cgroup:Cgroup",
     "bwrap": "node.sandbox.bwrap:Bwrap",
     "landlock": "node.sandbox.landlock:Landlock",
     "bare": "node.sandbox.bare:Bare",
@@ -59,7 +61,7 @@ def _build(use: str) -> Sandbox:
     cls = load_class("sandbox", use, SHORT_NAMES)
     try:
         sandbox: Sandbox = cls()
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OSError) as error:
         raise ConfigError(f"sandbox {use!r} cannot be built: {error}; correct nodes.sandbox") from error
     return sandbox
 
@@ -69,15 +71,15 @@ def best() -> Best:
     """The first of them, from the best down, that starts an empty box here. Tried once per process."""
     if not sys.platform.startswith("linux"):
         return Best(Bare, "walls need Linux; use Linux or WSL2")
-    lacks = ""
-    for kind in (Bwrap, Landlock):
+    lacks: dict[str, None] = {}  # level 3 lacks what level 2 does: said once
+    for kind in (Cgroup, Bwrap, Landlock):
         try:
             starts(kind())
         except (OSError, ValueError) as error:
-            lacks += f"{'; ' if lacks else ''}{error}"
+            lacks[str(error)] = None
         else:
-            return Best(kind, lacks)
-    return Best(Bare, lacks)
+            return Best(kind, "; ".join(lacks))
+    return Best(Bare, "; ".join(lacks))
 
 
 def starts(sandbox: Sandbox) -> None:

@@ -3,6 +3,7 @@
     python -I -S first.py KEY=VALUE... -- PROGRAM ARGUMENT...
 
 What is not named is not done, and it is done in the order of this file. `owner` is the process that this one dies with;
+`group` a descriptor (any number of them) through which it enters a control group, before anything else is started;
 `ready` a descriptor, and with it the first process stays as the parent of all others: it collects the program and every
 orphan, so that their CPU time is known outside, and ends when the program does. What the program's own children used is
 known only if it collects them itself. `ready` gets `+` when all stands, and a sentence when the program could not be
@@ -56,6 +57,13 @@ def die_with(owner: int, number: int) -> None:
     call("prctl", PR_SET_PDEATHSIG, number)
     if os.getppid() != owner:  # it died before we asked
         os._exit(1)
+
+
+def enter(doors: list[str]) -> None:
+    """Be in these control groups, with all that comes after, and shut the doors."""
+    for door in doors:
+        os.write(int(door), b"0")
+        os.close(int(door))
 
 
 def limit(kind: int, value: int) -> None:
@@ -214,6 +222,7 @@ if __name__ == "__main__":
     given, program = arguments(sys.argv[1:])
     if "owner" in given:
         die_with(int(given["owner"][0]), signal.SIGTERM if "abi" in given else signal.SIGKILL)
+    enter(given.get("group", []))
     if "ready" in given:
         stay(program, given)
     become(program, given)

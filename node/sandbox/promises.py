@@ -19,7 +19,13 @@ from swarm.records import Limits
 INSIDE = Path(__file__).with_name("inside.py")
 SECRET = "secret"
 LIMIT_S = 20.0
+TRIED_MB, TRIED_PROCESSES = 100, 20  # of a box that tries to have more
 DIES_WITHIN_S = 1.0
+# What a box is held to by the kernel, and how more of it is taken.
+BOUND = {
+    "memory has a hard limit": f"taken = b'x' * {2 * TRIED_MB * 2**20}",
+    "processes have a hard limit": f"for _ in range({2 * TRIED_PROCESSES}):\n if os.fork() == 0: signal.pause()",
+}
 
 
 def promises(sandbox: Sandbox) -> dict[str, bool]:
@@ -45,7 +51,22 @@ def promises(sandbox: Sandbox) -> dict[str, bool]:
             finally:
                 sandbox.kill(process)
             untouched = hidden.read_text() == SECRET
-            return {**told, "other files cannot be written": untouched, "the whole tree dies": _silent(process)}
+            told |= {"other files cannot be written": untouched, "the whole tree dies": _silent(process)}
+        return {**told, **{promise: not _had(sandbox, scratch, what) for promise, what in BOUND.items()}}
+
+
+def _had(sandbox: Sandbox, scratch: Path, attempt: str) -> bool:
+    """Whether a box of few limits, which nobody watches, had more than they allow."""
+    limits = Limits(LIMIT_S, LIMIT_S, memory_mb=TRIED_MB, processes=TRIED_PROCESSES)
+    code = f"import os, signal\n{attempt}\nos.write(1, b'had')\nsignal.pause()"
+    process = sandbox.start(Box((sys.executable, "-I", "-S", "-c", code), (), scratch, limits))
+    with process:
+        assert process.stdout is not None, "a box without answers has its log there"
+        try:
+            ready, _, _ = select.select([process.stdout], [], [], LIMIT_S)
+            return bool(ready) and process.stdout.read(3) == b"had"
+        finally:
+            sandbox.kill(process)
 
 
 def _first_line(process: Popen[bytes]) -> dict[str, bool]:

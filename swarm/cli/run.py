@@ -18,6 +18,7 @@ from coordinator.forges.local import LocalForge
 from coordinator.service import Service, Study
 from node.data import prepare_data
 from node.hardware import gpu_name, node_uid
+from node.sandbox.groups import sweep as sweep_groups
 from swarm.cli import studies
 from swarm.cli.checks import check_address, check_choices, check_text, check_token, sandbox_words
 from swarm.cli.view import LiveView, PlainView, final_words
@@ -127,8 +128,10 @@ class Machines:
 
 
 def end_all(study: Path) -> list[int]:
-    """No process of this study is left on this machine. Returns the pids that were ended."""
-    return sweep(*sorted(study.glob("nodes/*")), study)
+    """No process of this study is left here, and no control group of a dead one. Returns the pids that were ended."""
+    ended = sweep(*sorted(study.glob("nodes/*")), study)
+    sweep_groups()
+    return ended
 
 
 def run_study(
