@@ -23,6 +23,7 @@ import numpy as np
 
 from node.audit import CUTS, Others, Passed, audit_of, in_time, plain_bits
 from node.data import Data, write_documents, write_stream
+from node.library import STDLIB, shown_library
 from node.processes import MARK
 from node.sandbox import Box, Sandbox
 from node.scoring import (
@@ -37,6 +38,7 @@ from node.scoring import (
 )
 from node.scratch import new_home, sweep_scratch
 from node.watch import Phase, TrialFailed, Watch, check_exit, running
+from swarm.corpus import read_manifest
 from swarm.errors import TaskError
 from swarm.records import (
     Block,
@@ -362,7 +364,14 @@ class _Trial:
             **MALLOC,
             MARK: str(home),
         }
-        return Box(argv, readable, scratch, self.spec.limits, environment, answers)
+        return Box(argv, readable, scratch, self.spec.limits, environment, answers, self._library())
+
+    def _library(self) -> Path | None:
+        """What walls show in place of the standard library, where the text that is scored is taken from it."""
+        data = self.workshop.data
+        if self.workshop.sandbox.level == 0 or data is None or read_manifest(data.folder).source != STDLIB:
+            return None
+        return shown_library(self.workshop.folder, self.workshop.scratch)
 
     @contextmanager
     def _running(self, box: Box, phase: Phase, home: Path) -> Iterator[Watch]:

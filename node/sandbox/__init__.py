@@ -24,6 +24,7 @@ class Box:
     environment: Mapping[str, str] = field(default_factory=dict)
     # True: stdin and stdout are binary pipes for the scorer, stderr is the log. False: stdout and stderr are the log.
     answers: bool = False
+    library: Path | None = None  # walls show it in place of this Python's standard library, and no other one
 
 
 class Sandbox(Protocol):
