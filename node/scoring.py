@@ -11,6 +11,7 @@ NOT covered here: predictions that looked at the future. The tokens that are sen
 an audit that never sends the future can tell (`audit.py`).
 """
 
+import builtins
 import os
 import re
 import selectors
@@ -37,6 +38,11 @@ BLOCK = 128  # rows of logits per step of arithmetic: 0.5 MB stays in the cache
 
 ARTIFACT_ENTRIES = 16
 ARTIFACT_BYTES = 512 * 2**20
+
+# The names that a process may leave behind when it fails: a class of its own could be named after what it read.
+ERRORS = {name for name, it in vars(builtins).items() if isinstance(it, type) and issubclass(it, BaseException)}
+ERRORS |= {"CandidateError", "OutOfMemoryError"}
+SHAPE = "logits are [windows, tokens, vocabulary] for tokens [windows, tokens], and these were not"
 
 Split = Literal["val", "holdout"]
 Logits = NDArray[np.float32]
@@ -188,9 +194,10 @@ def _exchange(watch: Watch, what: int, tokens: Tokens, more: bytes, shape: list[
     _receive(watch, memoryview(header))
     magic, *told = ANSWER_HEADER.unpack(header)
     if magic != ANSWER:
-        raise TrialFailed("candidate", "scoring", f"sent something else than an answer: {bytes(header)!r}")
+        raise TrialFailed("candidate", "scoring", "sent something else than an answer")
     if told != shape:
-        raise TrialFailed("candidate", "scoring", f"answered in shape {told}, not {shape}")
+        words = ", ".join(str(ours) if ours == theirs else "?" for ours, theirs in zip(shape, told, strict=True))
+        raise TrialFailed("candidate", "scoring", f"answered in shape [{words}], not {shape}")
     answers: Logits = np.empty(shape, dtype=np.dtype("<f4"))
     _receive(watch, answers.data.cast("B"))
     return answers
@@ -229,8 +236,22 @@ def _receive(watch: Watch, into: memoryview) -> None:
 def _ended_early(watch: Watch) -> None:
     """It closed its pipes with questions left: find out how it ended."""
     watch.until_end()
-    check_exit(watch, "scoring")
+    try:
+        check_exit(watch, "scoring")
+    except TrialFailed as failed:
+        if failed.blame != "candidate":
+            raise
+        raise TrialFailed("candidate", failed.reason, f"score: {_in_our_words(str(failed))}") from None
     raise TrialFailed("candidate", "scoring", "stopped answering before the last question")
+
+
+def _in_our_words(message: str) -> str:
+    """How a process ended that has seen the scored text, in none of its words: proposers read of every failure."""
+    how, _, said = message.partition(": ")
+    name = (re.findall(r"\A(?:score: )?(\w+)\b", said) or [""])[0]
+    if name not in ERRORS:
+        return how
+    return f"{how}: {name}: {SHAPE}" if name == "CandidateError" and "logits of shape" in said else f"{how}: {name}"
 
 
 # --- what training left ----------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ import numpy as np
 
 from node.audit import CUTS, Others, Passed, audit_of, in_time, plain_bits
 from node.data import Data, write_documents, write_stream
+from node.library import STDLIB, shown_library
 from node.processes import MARK
 from node.sandbox import Box, Sandbox
 from node.scoring import (
@@ -35,8 +36,9 @@ from node.scoring import (
     read_questions,
     token_bits,
 )
-from node.scratch import new_home, sweep_scratch
+from node.scratch import new_home, remove, sweep_scratch
 from node.watch import Phase, TrialFailed, Watch, check_exit, running
+from swarm.corpus import read_manifest
 from swarm.errors import TaskError
 from swarm.records import (
     Block,
@@ -90,7 +92,7 @@ class TrialRun:
     outcome: Outcome
     started_at: float
     ended_at: float
-    log: str  # the last 4 kB of what training printed, then of what scoring did
+    log: str  # the last 4 kB of what training printed; of scoring nothing, it could be the text that is asked about
 
     def fact(self, spec: TrialSpec, node: NodeInfo, block: Block | None) -> TrialFinished | TrialDisturbed:
         """What a Node tells of it."""
@@ -141,12 +143,9 @@ def score_on_holdout(
     on_phase: OnPhase = lambda phase, cpu_s: None,
     stop: threading.Event | None = None,
 ) -> TrialRun:
-    """Score, with an audit, the artifact that a Trial left, on the split that no Trial ever sees. Nothing is trained.
-
-    What its processes print is thrown away: it could carry the text that they are asked about.
-    """
+    """Score, with an audit, the artifact that a Trial left, on the split that no Trial sees. Nothing is trained."""
     trial = _Trial(spec, workshop, "holdout", on_phase, stop or threading.Event())
-    return replace(_settled(trial, lambda home: trial.score_again(home, artifact, identity)), log="")
+    return _settled(trial, lambda home: trial.score_again(home, artifact, identity))
 
 
 def _settled(trial: "_Trial", work: Callable[[Path], Measurement]) -> TrialRun:
@@ -214,7 +213,7 @@ class _Trial:
             raise TrialFailed("candidate", "rule", str(error)) from error
         if task.has_data and data is None:
             raise OSError(f"the Task {task.name} needs prepared data; this node has none")
-        for name in ("box", "box/out", "answers", "audit"):
+        for name in ("box", "box/out"):
             (home / name).mkdir()
         frozen = read_frozen(self.workshop.folder, task)
         # A script that reads its neighbours by relative paths finds them: its folder is its working directory.
@@ -320,14 +319,14 @@ class _Trial:
         random, tolerance = np.random.default_rng(secrets.randbits(128)), task.tolerance_bits
         audit = audit_of(questions, random, tolerance) if self._audited else None
         limits = in_time(self.spec.limits, others)
-        with self._answering(home, "answers", limits) as watch:
+        with self._answering(home, limits) as watch:
             bits = audit.score(watch) if audit else (claimed_bits if tolerance else token_bits)(watch, questions)
         score, passed = bits_per_byte(bits, questions), Passed(bits, watch.cpu_s, watch.elapsed_s)
         if audit:
             if hash_artifact(home / "artifact") != identity:
                 raise TrialFailed("candidate", "rule", "changed its artifact while it was scored")
             more = replace(limits, cpu_s=CUTS * limits.cpu_s, wall_s=CUTS * limits.wall_s)
-            with self._answering(home, "audit", more) as watch:
+            with self._answering(home, more) as watch:
                 audit.ask_again(watch, bits, [plain_bits(data.folder, questions), *([others.bits] if others else [])])
                 finish(watch)
         if self.spec.purpose != "screen":
@@ -344,11 +343,14 @@ class _Trial:
         return self.spec.purpose not in NOT_AUDITED
 
     @contextmanager
-    def _answering(self, home: Path, scratch: str, limits: Limits) -> Iterator[Watch]:
-        """A new process that answers from the artifact, and sees nothing of what others answered."""
-        task, code = self.workshop.task, self._code(home)
+    def _answering(self, home: Path, limits: Limits) -> Iterator[Watch]:
+        """A new process that answers from the artifact, and sees nothing of what others answered, nor that any did."""
+        task, code, scratch = self.workshop.task, self._code(home), home / "answers"
+        if scratch.exists():
+            remove(scratch.rename(home / secrets.token_hex(8)))
+        scratch.mkdir()
         argv = command(task.commands.score, code, {"code": code / task.train_script, "artifact": home / "artifact"})
-        box = self._box(argv, (code, home / "artifact"), home / scratch, home, answers=True)
+        box = self._box(argv, (code, home / "artifact"), scratch, home, answers=True)
         with self._running(replace(box, limits=limits), "score", home) as watch:
             yield watch
 
@@ -366,7 +368,15 @@ class _Trial:
         }
         task = self.workshop.task
         counted = task.score == "answers" and not task.timed  # in CPU time, and a child's can be hidden
-        return Box(argv, readable, scratch, self.spec.limits, environment, answers, threads_only=counted)
+        limits, library = self.spec.limits, self._library()
+        return Box(argv, readable, scratch, limits, environment, answers, threads_only=counted, library=library)
+
+    def _library(self) -> Path | None:
+        """What walls show in place of the standard library, where the text that is scored is taken from it."""
+        data = self.workshop.data
+        if self.workshop.sandbox.level == 0 or data is None or read_manifest(data.folder).source != STDLIB:
+            return None
+        return shown_library(self.workshop.folder, self.workshop.scratch)
 
     @contextmanager
     def _running(self, box: Box, phase: Phase, home: Path) -> Iterator[Watch]:
@@ -389,7 +399,7 @@ class _Trial:
     def _remember(self, watch: Watch, phase: Phase) -> None:
         if phase == "train":
             self.cpu_s = watch.cpu_s
-        self.log += watch.log.tail
+            self.log = watch.log.tail
 
 
 def _is_still(artifact: Path, identity: str) -> bool:

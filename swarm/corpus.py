@@ -30,6 +30,7 @@ class Manifest(NamedTuple):
 
     fingerprint: str
     files: Mapping[str, Listed]
+    source: str = ""  # what kind of text it was made of, as far as it says
 
     @property
     def bytes(self) -> int:
@@ -63,7 +64,8 @@ def parse_manifest(raw: bytes) -> Manifest:
     files = manifest.get("files", {})
     if not isinstance(files, dict):
         raise ValueError("it lists its files in a form that is not known here")
-    return Manifest(fingerprint, {name: _listed(name, facts) for name, facts in files.items()})
+    listed = {name: _listed(name, facts) for name, facts in files.items()}
+    return Manifest(fingerprint, listed, str(manifest.get("source", "")))
 
 
 def _listed(name: str, facts: object) -> Listed:

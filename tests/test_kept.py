@@ -73,7 +73,7 @@ def test_what_it_prints_about_the_holdout_is_thrown_away(tmp_path: Path) -> None
     kept = Kept(tmp_path / "kept")
     spec = confirming()
     first = run_trial(spec, workshop=workshop, keep=kept.place(spec))
-    assert isinstance(first.outcome, Measurement) and "(" in first.log, "elsewhere a log is shown"
+    assert isinstance(first.outcome, Measurement)
     artifact = tmp_path / "kept" / spec.id / "artifact"
     again = score_on_holdout(spec, artifact, first.outcome.artifact, workshop=workshop)
     assert isinstance(again.outcome, Measurement) and again.log == ""

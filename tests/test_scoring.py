@@ -3,6 +3,7 @@
 import math
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import toy_task as toy
 from node.scoring import Questions, bits_per_byte, hash_artifact, printed_score, read_questions, surprise
 from node.trial import run_trial
 from node.watch import TrialFailed
-from swarm.records import Failure, Measurement, Outcome
+from swarm.records import Failure, Measurement, Outcome, Purpose
 
 
 def outcome_of(tmp_path: Path, score: str, wall_s: float = 20.0) -> Outcome:
@@ -90,15 +91,15 @@ def test_boundless_confidence_is_no_gain() -> None:
 @pytest.mark.parametrize(
     ("script", "reason", "words"),
     [
-        (toy.WRONG_SHAPE, "scoring", "[16, 7, 5], not [16, 8, 5]"),
-        (toy.WRONG_VOCABULARY, "scoring", "[16, 8, 4], not [16, 8, 5]"),
+        (toy.WRONG_SHAPE, "scoring", "[16, ?, 5], not [16, 8, 5]"),
+        (toy.WRONG_VOCABULARY, "scoring", "[16, 8, ?], not [16, 8, 5]"),
         (toy.WRONG_MAGIC, "scoring", "something else than an answer"),
         (toy.NOT_FINITE, "nan", "not finite"),
         (toy.INFINITE, "nan", "not finite"),
         (toy.HUGE, "nan", "probability of 0"),
-        (toy.ENDS_EARLY, "scoring", "exit code 1: weights are damaged"),
+        (toy.ENDS_EARLY, "scoring", "score: exit code 1"),
         ("raise SystemExit(0)", "scoring", "stopped answering"),
-        ("import nothing_here", "scoring", "No module named 'nothing_here'"),
+        ("import nothing_here", "scoring", "score: exit code 1: ModuleNotFoundError"),
     ],
 )
 def test_a_bad_answer_fails_the_candidate_at_once(tmp_path: Path, script: str, reason: str, words: str) -> None:
@@ -128,13 +129,33 @@ def test_a_scoring_that_leaves_its_pipe_to_a_child_is_not_waited_for(tmp_path: P
 def test_the_answering_side_sees_no_target(tmp_path: Path) -> None:
     looks = (
         "import pathlib, sys\n"
-        "here = [p for a in sys.argv[1:] if not a.startswith('--') for p in pathlib.Path(a).parent.rglob('*')]\n"
-        "sys.exit(' '.join(sorted(p.name for p in here)))\n"
+        "here = {p.name for a in sys.argv[1:] if a[0] != '-' for p in pathlib.Path(a).parent.rglob('*')}\n"
+        "targets = {'tokens.bin', 'token_bytes.npy'} & here\n"
+        "raise KeyError if targets else EOFError if 'model.pt' in here else ValueError\n"
     )
-    message = failure_of(tmp_path, looks).message
-    assert "model.pt" in message
-    assert "tokens.bin" not in message
-    assert "token_bytes" not in message
+    assert failure_of(tmp_path, looks).message == "score: exit code 1: EOFError"
+
+
+TELLS = (
+    "    print(f'leaked {tokens[:9]}', file=sys.stderr)\n",
+    "    sys.exit(f'leaked {tokens[:9]}')\n",
+    "    sys.exit(f'score: CandidateError: logits of shape (leaked, {tokens[0]})')\n",
+    "    raise type(f'leaked{tokens[0]}Error', (Exception,), {})\n",
+    "    answers.write(struct.pack('<IIII', tokens[0], *b'lea'))\n    sys.exit()\n",
+    "    answers.write(struct.pack('<IIII', 0x53574D41, 123456, tokens[0], V))\n    sys.exit()\n",
+)
+
+
+@pytest.mark.parametrize("tells", TELLS)
+@pytest.mark.parametrize("purpose", ["screen", "confirm"])
+def test_nothing_of_the_scored_text_gets_into_what_proposers_read(tmp_path: Path, tells: str, purpose: Purpose) -> None:
+    script = toy.UNIFORM.replace("    answer(rows", f"{tells}    answer(rows", 1)
+    workshop = toy.workshop_at(tmp_path, toy.answers_task(tmp_path / "task", script))
+    run = run_trial(replace(toy.spec_of(toy.HONEST), purpose=purpose), workshop=workshop)
+    assert run.log.startswith("trained on") and len(run.log.splitlines()) == 1
+    told = run.outcome.message if isinstance(run.outcome, Failure) else ""
+    assert not any(word in told for word in ("leaked", "123456", "lea", "b'"))
+    assert isinstance(run.outcome, Measurement) == ("print" in tells), run.outcome
 
 
 # --- the artifact ---

@@ -26,6 +26,7 @@ class Box:
     answers: bool = False
     # Behind walls: no new process, only threads, so that all CPU time is counted. Level 0 cannot hold it.
     threads_only: bool = False
+    library: Path | None = None  # walls show it in place of this Python's standard library, and no other one
 
 
 class Sandbox(Protocol):

@@ -17,7 +17,7 @@ from subprocess import Popen
 
 from node.sandbox import Box
 from node.sandbox.bare import FIRST, Bare, first, private
-from node.sandbox.needs import LIBRARIES, SYSTEM, gpu_devices, own, python_folders
+from node.sandbox.needs import LIBRARIES, LIBRARY, PACKAGES, SYSTEM, gpu_devices, other_libraries, own, python_folders
 from node.sandbox.seccomp import seccomp_filter, threads_filter
 from node.sandbox.tell import Told, begun, files
 
@@ -132,6 +132,18 @@ def _mounts(box: Box) -> Iterator[str]:
     for folder in sorted(shown):  # before what lies in it
         yield from _parents(folder)
         yield from ("--bind" if shown[folder] else "--ro-bind", str(folder), str(folder))
+    if box.library is not None:
+        yield from _library(box.library)
+
+
+def _library(library: Path) -> Iterator[str]:
+    """Another standard library over this Python's, nothing over all others."""
+    yield from ("--ro-bind", str(own(library)), str(LIBRARY))
+    for package in (LIBRARY / name for name in PACKAGES):
+        if package.is_dir():
+            yield from ("--ro-bind", str(package), str(package))
+    for other in map(str, other_libraries()):
+        yield from ("--size", "4096", "--perms", "0555", "--tmpfs", other, "--remount-ro", other)
 
 
 def _parents(path: Path) -> Iterator[str]:

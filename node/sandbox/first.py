@@ -8,7 +8,7 @@ What is not named is not done, and it is done in the order of this file. `owner`
 orphan, so that their CPU time is known outside, and ends when the program does. What the program's own children used is
 known only if it collects them itself. `ready` gets `+` when all stands, and a sentence when the program could not be
 started; it is closed when the program runs. `core`, `fsize`, `nofile` and `nproc` are limits. `abi` is the version of
-Landlock to use, `read`, `write` and `device` (each any number of times) the paths that it leaves open, `filter` a
+Landlock to use, `list`, `read`, `write` and `device` (each any number of times) the paths that it leaves open, `filter` a
 descriptor with a filter of system calls, `threads` one with the filter that leaves it threads only.
 
 A program of its own, because the alternative, Python code between fork and exec (`preexec_fn`), may hang in an owner
@@ -91,6 +91,7 @@ def confine(abi: int, given: dict[str, list[str]]) -> None:
     size = 8 if abi < 4 else 16 if abi < 6 else 24
     ruleset = call("syscall landlock_create_ruleset", CREATE_RULESET, attributes, size, 0)
     rights = {
+        "list": READ_DIR,
         "read": EXECUTE | READ_FILE | READ_DIR,
         "write": handled & ~MAKE_DEVICE & ~IOCTL_DEV,
         "device": WRITE_FILE | READ_FILE | handled & IOCTL_DEV,

@@ -19,12 +19,13 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
+from pathlib import Path
 from subprocess import Popen, TimeoutExpired
 
 from node.sandbox import Box
 from node.sandbox.bare import REAP_S, Bare, first, inherited, private
 from node.sandbox.first import CREATE_RULESET
-from node.sandbox.needs import LIBRARIES, SYSTEM, gpu_devices, own, python_folders
+from node.sandbox.needs import LIBRARIES, LIBRARY, PACKAGES, SYSTEM, gpu_devices, other_libraries, own, python_folders
 from node.sandbox.seccomp import seccomp_filter, threads_filter
 from node.sandbox.tell import Told, begun, files
 
@@ -64,7 +65,7 @@ class Landlock:
                 filters = [f"{key}={fd}" for key, fd in zip(("filter", "threads"), descriptors, strict=False)]
                 steps = (f"owner={os.getpid()}", f"ready={ready}", f"abi={self._abi}", *filters)
                 argv = (*first(), *steps, *_paths(box), "--", *box.argv)
-                environment = {**inherited(), **private(box), **box.environment}
+                environment = {**inherited(), **private(box), **box.environment, **_found_first(box)}
                 return self._trees.launch(box, argv, environment, Told, (ready, *descriptors))
 
             return begun(start, self.kill)
@@ -106,8 +107,13 @@ def kernel_abi() -> int:
 
 
 def _paths(box: Box) -> Iterator[str]:
-    system = [path for path in ("/usr", *SYSTEM, *LIBRARIES, *MACHINE) if os.path.exists(path)]
-    for path in (*system, *python_folders(), *(own(path) for path in box.readable)):
+    system = [Path(path) for path in ("/usr", *SYSTEM, *LIBRARIES, *MACHINE) if os.path.exists(path)]
+    hidden = () if box.library is None else tuple(path.resolve() for path in (LIBRARY, *other_libraries()))
+    for path in (*system, *python_folders()):
+        yield from _readable(path.resolve() if hidden else path, hidden)
+    packages = [LIBRARY / name for name in PACKAGES if (LIBRARY / name).is_dir()] if hidden else []
+    library = () if box.library is None else (box.library, *packages)
+    for path in (own(path) for path in (*box.readable, *library)):
         yield f"read={path}"
     devices = gpu_devices()
     for device in (*filter(os.path.exists, DEVICES), *devices):
@@ -115,3 +121,21 @@ def _paths(box: Box) -> Iterator[str]:
     if devices:  # the driver looks its devices up there
         yield from (f"read={path}" for path in ("/sys", *glob.glob("/proc/driver/nvidia")))
     yield f"write={own(box.scratch)}"
+
+
+def _readable(path: Path, hidden: tuple[Path, ...]) -> Iterator[str]:
+    """A path that may be read; where something below it may not, all that lies beside that."""
+    if path in hidden:
+        return
+    if not any(other.is_relative_to(path) for other in hidden):
+        yield f"read={path}"
+        return
+    yield f"list={path}"
+    for entry in sorted(path.iterdir()):
+        if not entry.is_symlink():  # what it points to is open if it lies in a folder that is
+            yield from _readable(entry, hidden)
+
+
+def _found_first(box: Box) -> dict[str, str]:
+    """Nothing can be put in another's place here: Python is told to look elsewhere first."""
+    return {} if box.library is None else {"PYTHONPATH": str(box.library)}
