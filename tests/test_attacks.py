@@ -329,7 +329,7 @@ def test_cpu_time_is_counted_behind_walls(kind: Kind, tmp_path: Path) -> None:
     for train, place in ((thread, workshop), (child, printed)):
         outcome = run_trial(spec_of(train), workshop=place).outcome
         assert isinstance(outcome, Measurement), outcome
-        assert 0.4 <= outcome.cpu_s < 2
+        assert 0.39 <= outcome.cpu_s < 2  # counted in ticks
 
 
 @pytest.mark.parametrize("kind", WALLED)

@@ -11,7 +11,7 @@ from subprocess import Popen
 
 import pytest
 from test_sandbox import OWNER, available
-from toy_task import HONEST, answers_task, eventually, is_running, spec_of, workshop_at
+from toy_task import PRINTED, eventually, is_running, printed_task, spec_of, workshop_at
 
 from node.sandbox import Box
 from node.sandbox.bwrap import Bwrap
@@ -64,7 +64,8 @@ def bounded() -> Cgroup:
 
 @pytest.fixture
 def workshop(tmp_path: Path, bounded: Cgroup) -> Workshop:
-    return replace(workshop_at(tmp_path, answers_task(tmp_path / "task")), sandbox=bounded)
+    """Of a task whose candidates may make processes."""
+    return replace(workshop_at(tmp_path, printed_task(tmp_path / "task")), sandbox=bounded)
 
 
 def groups(owner: int | None = None) -> set[Path]:
@@ -108,7 +109,7 @@ def test_memory_ends_at_its_limit_and_the_neighbour_lives(bounded: Cgroup, tmp_p
 @pytest.mark.parametrize("attack", [OVER_TWO, IN_MEMORY_FILES, GREEDY_CHILD])
 def test_a_trial_that_met_its_limit_failed_for_memory(workshop: Workshop, attack: str) -> None:
     # The honest rest follows: that one process was killed must not be forgotten.
-    outcome = run_trial(replace(spec_of(f"{attack}\n{HONEST}"), limits=FEW), workshop=workshop).outcome
+    outcome = run_trial(replace(spec_of(f"{attack}\n{PRINTED}"), limits=FEW), workshop=workshop).outcome
     assert isinstance(outcome, Failure)
     assert (outcome.blame, outcome.reason) == ("candidate", "memory")
     assert "of 150 MB" in outcome.message
@@ -117,7 +118,7 @@ def test_a_trial_that_met_its_limit_failed_for_memory(workshop: Workshop, attack
 
 def test_a_killed_child_is_not_taken_for_want_of_memory(workshop: Workshop) -> None:
     suicide = "import subprocess, sys\nsubprocess.run([sys.executable, '-c', 'import os; os.kill(os.getpid(), 9)'])\n"
-    assert isinstance(run_trial(spec_of(suicide + HONEST), workshop=workshop).outcome, Measurement)
+    assert isinstance(run_trial(spec_of(suicide + PRINTED), workshop=workshop).outcome, Measurement)
 
 
 def test_a_fork_bomb_ends_at_its_limit_and_the_neighbour_may_fork(bounded: Cgroup, tmp_path: Path) -> None:

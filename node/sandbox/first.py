@@ -8,8 +8,8 @@ What is not named is not done, and it is done in the order of this file. `owner`
 orphan, so that their CPU time is known outside, and ends when the program does. What the program's own children used is
 known only if it collects them itself. `ready` gets `+` when all stands, and a sentence when the program could not be
 started; it is closed when the program runs. `core`, `fsize`, `nofile` and `nproc` are limits. `abi` is the version of
-Landlock to use, `list`, `read`, `write` and `device` (each any number of times) the paths that it leaves open, `filter` a
-descriptor with a filter of system calls, `threads` one with the filter that leaves it threads only.
+Landlock to use, `list`, `read`, `write` and `device` (each any number of times) the paths that it leaves open, `filter`
+a descriptor with a filter of system calls, `threads` one with the filter that leaves it threads only.
 
 A program of its own, because the alternative, Python code between fork and exec (`preexec_fn`), may hang in an owner
 with many threads, and an agent under Ray has dozens. Costs about 10 ms. Knows no trial, and imports nothing of ours.
