@@ -262,9 +262,11 @@ def likelihood_ratio(xs: Sequence[float], rule: Rule) -> float:
 
 
 def decide(gains: Sequence[float], noise: Noise, bar: float, rule: Rule) -> Decision:
-    """Decide on a confirmation's gains, in the order of their pair index, at the first boundary they cross.
+    """Decide on a confirmation's gains, in the order in which they became known, at the first boundary they cross.
 
-    Gains after that crossing never change the Decision. `noise` and `bar` are those of the confirmation's start.
+    In a study that is the order in which the second run of each Pair reached the ledger: another order may decide
+    otherwise, and a restart reads the same one. Gains after that crossing never change the Decision. `noise` and `bar`
+    are those of the confirmation's start.
 
     Raises:
         ValueError: a gain that is no usable number, or a bar that does not lie above 1.
