@@ -146,6 +146,13 @@ ATTACKS = {
     "become another user": "import os; os.setuid(12345)",
     "run before all others": "import os; os.nice(-1)",
     "name the machine": "import socket; socket.sethostname(socket.gethostname())",
+    "ask what others have read": "import os; f = os.open(os.__file__, os.O_RDONLY)\n"
+    "os.preadv(f, [bytearray(9)], 0, os.RWF_NOWAIT)",
+    "tell others by what it drops from the cache": "import os; f = os.open(code, os.O_RDONLY)\n"
+    "os.posix_fadvise(f, 0, 0, os.POSIX_FADV_DONTNEED)",
+    "look into the cache through a map": f"{CALL}import mmap; m = mmap.mmap(-1, 4096)\n"
+    "at = ctypes.addressof(ctypes.c_char.from_buffer(m)); v = ctypes.create_string_buffer(1)\n"
+    "assert libc.mincore(n(at), n(4096), v) == 0, OSError('Error')",
     "make a user namespace": "import os, ctypes\nassert ctypes.CDLL(None).unshare(0x10000000) == 0, OSError('Error')",
     "read kernel keys": f"{CALL}import os\nnumber = {{'x86_64': 250, 'aarch64': 219}}[os.uname().machine]\n"
     "assert libc.syscall(n(number), n(0), n(-3), n(1)) > 0, OSError('Error')",
@@ -224,6 +231,12 @@ def test_the_node_does_not_show_its_environment_through_the_first_process(
 
 
 @pytest.mark.parametrize("kind", WALLED)
+def test_compilers_of_torch_find_that_they_are_one(kind: Kind, place: Place) -> None:
+    told = "import os; assert os.environ.get('TORCHINDUCTOR_COMPILE_THREADS') == '1', 'Error'"
+    assert got_it(available(kind), place, told) == (kind is not Bwrap)  # where there is /dev/shm they may be more
+
+
+@pytest.mark.parametrize("kind", WALLED)
 def test_nothing_is_carried_over_from_box_to_box(kind: Kind, place: Place) -> None:
     leave = "import pathlib\nfor p in ('/tmp', '/dev/shm'):\n try: pathlib.Path(p, 'left').write_text('x')\n"
     leave += " except OSError: pass"
@@ -295,10 +308,11 @@ def test_the_numbers_of_calls_are_the_kernels(column: int, header: str) -> None:
     if not Path(header).exists():
         pytest.skip(f"{header} is not installed (apt install linux-libc-dev)")
     found = re.findall(r"^#define __NR(?:3264)?_(\w+)\s+(\d+)", Path(header).read_text(), re.MULTILINE)
-    kernel = {name: int(number) for name, number in found}
+    kernel = {name: int(number) for name, number in found if name != "syscalls"}  # that is how many there are
     tables = {**DENIED, **CHECKED, **DENIED_ALONE, **IDLE_ALONE, **OWN_ALONE, **CHECKED_ALONE, **FORKS}
     ours = {name: numbers[column] for name, numbers in tables.items() if numbers[column] != NEVER}
-    assert {name: kernel.get(name) for name in ours} == ours
+    younger = {name for name, number in ours.items() if number > max(kernel.values())}  # than this header
+    assert {name: kernel.get(name) for name in ours.keys() - younger} == {n: ours[n] for n in ours.keys() - younger}
 
 
 def test_a_processor_that_nobody_looked_at_gets_no_filter() -> None:

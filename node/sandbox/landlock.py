@@ -34,6 +34,7 @@ KNOWN = 6  # of later versions we use what the sixth had
 # What numerical libraries ask for when they start. Nothing of other processes: of those it has its own folder alone.
 MACHINE = ("/proc/cpuinfo", "/proc/meminfo", "/proc/stat", "/proc/loadavg", "/proc/sys/vm", "/proc/filesystems")
 DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
+ONE_COMPILER = {"TORCHINDUCTOR_COMPILE_THREADS": "1"}  # more need /dev/shm, and wait for it without an end
 END_S = 1.0
 
 
@@ -65,7 +66,7 @@ class Landlock:
                 filters = [f"{key}={fd}" for key, fd in zip(("filter", "threads"), descriptors, strict=False)]
                 steps = (f"owner={os.getpid()}", f"ready={ready}", f"abi={self._abi}", *filters)
                 argv = (*first(), *steps, *_paths(box), "--", *box.argv)
-                environment = {**inherited(), **private(box), **box.environment, **_found_first(box)}
+                environment = {**inherited(), **private(box), **box.environment, **_of_its_own(box)}
                 return self._trees.launch(box, argv, environment, Told, (ready, *descriptors))
 
             return begun(start, self.kill)
@@ -136,6 +137,7 @@ def _readable(path: Path, hidden: tuple[Path, ...]) -> Iterator[str]:
             yield from _readable(entry, hidden)
 
 
-def _found_first(box: Box) -> dict[str, str]:
-    """Nothing can be put in another's place here: Python is told to look elsewhere first."""
-    return {} if box.library is None else {"PYTHONPATH": str(box.library)}
+def _of_its_own(box: Box) -> dict[str, str]:
+    """What programs have to be told here. Nothing can be put in another's place: Python looks elsewhere first."""
+    library = {} if box.library is None else {"PYTHONPATH": str(box.library)}
+    return {**ONE_COMPILER, **library}

@@ -39,6 +39,12 @@ DENIED = {
     "add_key": (248, 217),
     "request_key": (249, 218),
     "keyctl": (250, 219),
+    # what lies in the page cache, or is put there, is one box's word to the next
+    "fadvise64": (221, 223),
+    "mincore": (27, 232),
+    "cachestat": (451, 451),
+    "preadv2": (327, 286),
+    "pwritev2": (328, 287),
     # large surfaces that no training needs
     "bpf": (321, 280),
     "perf_event_open": (298, 241),
