@@ -1,25 +1,34 @@
 """Whose code runs where: the sandbox level that a study's code asks for, and the sentence for a machine below it.
 
-Pure. A node asks before it runs anything, the coordinator before a run counts for a verdict. It knows nothing of how a
-sandbox keeps what its level promises.
+A node asks before it runs anything, the coordinator before a run counts for a verdict. Reads the task folder, once in a
+process, to tell whether its code is ours. Knows nothing of how a sandbox keeps what its level promises.
 """
 
+from functools import cache
 from pathlib import Path
 
 from swarm.config import Config
+from swarm.task import bundle, place_of
 
 FLAG = "--i-trust-this-code"
+SHIPPED = Path(__file__).resolve().parents[1] / "baseline"
 OWN, STUDY = 0, 1  # other people's code asks for level 2: nodes.sandbox = "bwrap" runs with nothing less
 
 
 def level_needed(config: Config) -> int:
     """The least sandbox level for code of this study.
 
-    The tuner changes literals of a script that its people wrote: of the shipped one that is our own code, wherever it
-    stays. A model, another task, or a forge that others read from may bring anything.
+    The tuner changes literals of a script that its people wrote: of the shipped one that is our own code, wherever its
+    copy lies. A model, another task, or a forge that others read from may bring anything.
     """
-    shipped = Path(config.task).name == "baseline"
-    return OWN if config.proposer.use == "tuner" and shipped and config.forge.use == "local" else STUDY
+    harmless = config.proposer.use == "tuner" and config.forge.use == "local"
+    return OWN if harmless and _is_shipped(place_of(Path(config.task))[0].absolute()) else STUDY
+
+
+@cache
+def _is_shipped(folder: Path) -> bool:
+    """Whether a task folder holds what came with this program, byte for byte."""
+    return folder.is_dir() and SHIPPED.is_dir() and bundle(folder) == bundle(SHIPPED)
 
 
 def too_open(sandbox: str, level: int, needed: int) -> str:

@@ -1,13 +1,15 @@
 """Whose code may run and decide at which sandbox level: the rule, and the coordinator that keeps it."""
 
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from desk import BASELINE, START, Desk, edited, info, measured, proposal, trial_of
 
 from swarm.config import Config, parse_config
 from swarm.records import Fact, NodeInfo, Report, Trouble, Verdict, candidate_id
-from swarm.trust import FLAG, level_needed, too_open
+from swarm.trust import FLAG, SHIPPED, level_needed, too_open
 
 MODEL = {"proposer": {"use": "claude"}}
 BETTER = edited(BASELINE, A=1)
@@ -25,9 +27,33 @@ def join(desk: Desk, *nodes: NodeInfo) -> list[Fact]:
     return desk.report(*(Report(node=node, brief="") for node in nodes))
 
 
-def test_literals_of_the_shipped_script_need_no_walls_as_long_as_they_stay_here() -> None:
-    assert level_needed(config()) == 0
-    assert level_needed(config(task="/somewhere/baseline")) == 0
+def copied(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(SHIPPED, tmp_path / "baseline", ignore=shutil.ignore_patterns("__pycache__")))
+
+
+def test_literals_of_the_shipped_script_need_no_walls_as_long_as_they_stay_here(tmp_path: Path) -> None:
+    assert level_needed(config(task=str(SHIPPED))) == 0
+    assert level_needed(config(task=str(SHIPPED / "task-gpu.toml"))) == 0
+    assert level_needed(config(task=str(copied(tmp_path)))) == 0
+
+
+@pytest.mark.parametrize("file", ["train.py", "score.py", "helper.py", "task.toml"])
+def test_a_folder_of_that_name_with_other_code_needs_level_1(tmp_path: Path, file: str) -> None:
+    copy = copied(tmp_path)
+    with (copy / file).open("a") as script:
+        script.write("\n# anybody\n")
+    assert level_needed(config(task=str(copy))) == 1
+
+
+def test_a_file_that_is_a_link_is_not_the_shipped_one(tmp_path: Path) -> None:
+    copy = copied(tmp_path)
+    (copy / "score.py").rename(tmp_path / "score.py")
+    (copy / "score.py").symlink_to(tmp_path / "score.py")
+    assert level_needed(config(task=str(copy))) == 1
+
+
+def test_a_folder_that_is_not_there_needs_level_1() -> None:
+    assert level_needed(config(task="/somewhere/baseline")) == 1
 
 
 @pytest.mark.parametrize(

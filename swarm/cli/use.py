@@ -105,7 +105,7 @@ def reproduce(
     console = Console(stderr=as_json)
     console.print(f"experiment {claimed.number}: {claimed.hypothesis}", markup=False, highlight=False)
     with tempfile.TemporaryDirectory(prefix="swarm-reproduce-") as scratch:
-        workshop = _workshop(task, folder, Path(scratch), config, trust)
+        workshop = _workshop(task, folder, Path(scratch), config.model_copy(update={"task": str(named)}), trust)
         _say_platform(console, workshop, told)
         gains = list(_pairs(workshop, claimed, opened, seeds, config.nodes, console))
     interval = paired_interval(gains)
