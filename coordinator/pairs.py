@@ -170,12 +170,19 @@ def _claims_in(state: State, block: BlockDrawn, candidate: str) -> list[Claim]:
 def _killed(state: State, fact: TrialDisturbed) -> None:
     """A candidate that dies on seeds that it does not like would have them drawn again until it likes them all."""
     drawn = state.blocks.get(state.block_of.get(fact.trial, ""))
-    if drawn is None or drawn.fact.node != fact.node or drawn.fact.purpose != "confirm":
+    if drawn is None or drawn.fact.node != fact.node:
         return
-    for claim in _claims_in(state, drawn.fact, drawn.fact.candidates[drawn.fact.trials.index(fact.trial)]):
-        claim.killed += 1
-        if claim.killed > FORGIVEN_KILLS:
-            claim.failed = f"it was killed on {claim.killed} fresh seeds"
+    block = drawn.fact
+    candidate = block.candidates[block.trials.index(fact.trial)]
+    measured: list[Claim] | list[Transfer] = []
+    if block.purpose == "confirm":
+        measured = _claims_in(state, block, candidate)
+    elif block.purpose == "transfer" and candidate != block.reference:
+        measured = [state.transfers.setdefault((e, block.reference), Transfer()) for e in block.experiments]
+    for one in measured:
+        one.killed += 1
+        if one.killed > FORGIVEN_KILLS:
+            one.failed = f"it was killed on {one.killed} fresh seeds"
 
 
 def disturbed(state: State, fact: TrialDisturbed, at: float) -> None:

@@ -117,6 +117,7 @@ class Transfer:
     pairs: list[Pair] = field(default_factory=list)
     drawn: int = 0
     failed: str = ""
+    killed: int = 0  # as of a Claim
     checked: TransferChecked | None = None
 
 

@@ -14,7 +14,8 @@ from test_sandbox import Kind, available
 from coordinator.pairs import FORGIVEN_KILLS
 from node.sandbox.bare import Bare
 from node.trial import run_trial
-from swarm.records import BlockDrawn, Failure, HoldoutAnswered, TrialDisturbed, Verdict, candidate_id
+from swarm.records import BlockDrawn, Failure, HoldoutAnswered, TransferChecked, TrialDisturbed, Verdict, candidate_id
+from swarm.scale import Scale
 
 IDEA = edited(BASELINE, A=1)
 GOOD = {candidate_id(IDEA): 1.5}
@@ -66,6 +67,18 @@ def claimed() -> Desk:
     desk.calibrate("ant", "bee", "cat")
     desk.claim("ant", proposal(IDEA))
     return desk
+
+
+def test_where_a_larger_scale_is_checked_likewise() -> None:
+    desk = Desk(scale=Scale("depth", 2))
+    desk.calibrate("ant", "bee", "cat")
+    desk.claim("ant", proposal(IDEA))
+    desk.confirm(GOOD)
+    for _ in range(FORGIVEN_KILLS + 1):
+        assert not desk.of(TransferChecked)
+        dies(desk, desk.outstanding("transfer")[0])
+    (check,) = (fact for fact in desk.of(TransferChecked) if isinstance(fact, TransferChecked))
+    assert check.mark == "unknown" and "killed on 2 fresh seeds" in check.reason
 
 
 def dies(desk: Desk, block: BlockDrawn, failure: Failure = KILLED) -> None:
