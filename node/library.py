@@ -20,6 +20,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from node.sandbox.needs import LIBRARY, PACKAGES
+from swarm.corpus import read_manifest
 from swarm.records import digest
 
 FORMAT = "2"  # of the copy: one that an older version of this file made is not used
@@ -61,6 +62,16 @@ BACKPORTS = {
     "tarfile.py": "import sys\nimport tarfile\n\nsys.modules[__name__] = tarfile\n",
 }
 LEFT_OUT = ("test", "tests", "idlelib", "turtledemo", "lib2to3", "ensurepip", "pydoc_data", "config-*", *PACKAGES)
+
+
+def library_for(data: Path, task: Path, below: Path) -> Path | None:
+    """What walls show in place of the standard library, where prepared data was made of it; else None.
+
+    Raises:
+        OSError: it cannot be told which text is scored, or there is no room for the copy.
+        TaskError: the data does not say what it is.
+    """
+    return shown_library(task, below) if read_manifest(data).source == STDLIB else None
 
 
 def shown_library(task: Path, below: Path) -> Path:

@@ -23,7 +23,7 @@ import numpy as np
 
 from node.audit import CUTS, Others, Passed, audit_of, in_time, plain_bits
 from node.data import Data, write_documents, write_stream
-from node.library import STDLIB, shown_library
+from node.library import library_for
 from node.processes import MARK
 from node.sandbox import Box, Sandbox
 from node.scoring import (
@@ -38,7 +38,6 @@ from node.scoring import (
 )
 from node.scratch import new_home, remove, sweep_scratch
 from node.watch import Phase, TrialFailed, Watch, check_exit, running
-from swarm.corpus import read_manifest
 from swarm.errors import TaskError
 from swarm.records import (
     Block,
@@ -364,14 +363,9 @@ class _Trial:
             **MALLOC,
             MARK: str(home),
         }
-        return Box(argv, readable, scratch, self.spec.limits, environment, answers, self._library())
-
-    def _library(self) -> Path | None:
-        """What walls show in place of the standard library, where the text that is scored is taken from it."""
-        data = self.workshop.data
-        if self.workshop.sandbox.level == 0 or data is None or read_manifest(data.folder).source != STDLIB:
-            return None
-        return shown_library(self.workshop.folder, self.workshop.scratch)
+        walled, data = self.workshop.sandbox.level > 0, self.workshop.data
+        library = library_for(data.folder, self.workshop.folder, self.workshop.scratch) if walled and data else None
+        return Box(argv, readable, scratch, self.spec.limits, environment, answers, library)
 
     @contextmanager
     def _running(self, box: Box, phase: Phase, home: Path) -> Iterator[Watch]:
