@@ -1,9 +1,9 @@
 """The standard library as boxes show it, where the Task's text is the standard library: without what scores rest on.
 
 Every program needs the modules whose source a score is computed on, and who can read that source knows the answers. So
-walls show a copy: of these modules only bytecode without docstrings, and nothing at all of those that no training
-needs. Owns which files that are (the Task's frozen `sources.py` knows) and the copy; the walls show it in place of
-the original (`node/sandbox/`).
+walls show a copy: of these modules only bytecode without docstrings, and not even that of those that no training needs,
+or that a stand-in can serve. Owns which files that are (the Task's frozen `sources.py` knows) and the copy; the walls
+show it in place of the original (`node/sandbox/`).
 
 NOT covered: bytecode still tells names, constants and the order of things; what other packages copied from the standard
 library into modules of their own, `backports` aside; what is frozen into Python's own program.
@@ -20,9 +20,10 @@ from functools import lru_cache
 from pathlib import Path
 
 from node.sandbox.needs import LIBRARY, PACKAGES
+from swarm.corpus import read_manifest
 from swarm.records import digest
 
-FORMAT = "1"  # of the copy: one that an older version of this file made is not used
+FORMAT = "2"  # of the copy: one that an older version of this file made is not used
 STDLIB = "stdlib"  # the source in a manifest
 SOURCES = "sources.py"
 ASK = (
@@ -35,12 +36,42 @@ UNNEEDED = frozenset(
     "_bootsubprocess.py asynchat.py ctypes/_aix.py ctypes/macholib filecmp.py fileinput.py optparse.py "
     "symtable.py tabnanny.py turtle.py uu.py".split()
 )
-# Packages bring a copy of a newer `tarfile`, which walls hide like another library: they get this Python's.
+# Modules that training imports and does not use, or hardly: they get a few lines of ours, not their bytecode, which
+# would tell 42 % of the scored tokens to whoever rebuilds the source. Any other name is an empty class.
+NAMES = """
+def __getattr__(name):
+    if name.startswith("__"):
+        raise AttributeError(name)
+    return type(name, (Exception,), {"__module__": __name__})
+"""
+STAND_INS = {
+    "calendar.py": "import datetime\n\n\ndef timegm(t):\n"
+    "    return int(datetime.datetime(*t[:6], tzinfo=datetime.timezone.utc).timestamp())\n",
+    "configparser.py": "",
+    "heapq.py": "from _heapq import *\n\n\ndef nlargest(n, iterable, key=None):\n"
+    "    return sorted(iterable, key=key, reverse=True)[:n]\n\n\ndef nsmallest(n, iterable, key=None):\n"
+    "    return sorted(iterable, key=key)[:n]\n\n\ndef merge(*iterables, key=None, reverse=False):\n"
+    "    yield from sorted((x for each in iterables for x in each), key=key, reverse=reverse)\n",
+    "pprint.py": "pprint = pp = print\n\n\ndef pformat(object, *_, **__):\n    return repr(object)\n",
+    "tarfile.py": "",
+    "timeit.py": "from time import perf_counter as default_timer\n",
+}
+# Packages bring a copy of a newer `tarfile`, which walls hide like another library: they get our stand-in.
 BACKPORTS = {
     "__init__.py": "import pkgutil\n\n__path__ = pkgutil.extend_path(__path__, __name__)\n",
     "tarfile.py": "import sys\nimport tarfile\n\nsys.modules[__name__] = tarfile\n",
 }
 LEFT_OUT = ("test", "tests", "idlelib", "turtledemo", "lib2to3", "ensurepip", "pydoc_data", "config-*", *PACKAGES)
+
+
+def library_for(data: Path, task: Path, below: Path) -> Path | None:
+    """What walls show in place of the standard library, where prepared data was made of it; else None.
+
+    Raises:
+        OSError: it cannot be told which text is scored, or there is no room for the copy.
+        TaskError: the data does not say what it is.
+    """
+    return shown_library(task, below) if read_manifest(data).source == STDLIB else None
 
 
 def shown_library(task: Path, below: Path) -> Path:
@@ -86,7 +117,9 @@ def _copy(library: Path, to: Path, hidden: frozenset[str]) -> None:
 
     shutil.copytree(library, to, ignore=without)
     for name in sorted(hidden):
-        if not any(name == path or name.startswith(f"{path}/") for path in UNNEEDED):
+        if name in STAND_INS:
+            (to / name).write_text(STAND_INS[name] + NAMES)
+        elif not any(name == path or name.startswith(f"{path}/") for path in UNNEEDED):
             compiled = to / f"{name}c"  # where no source stands beside it, Python takes it from here
             mode = py_compile.PycInvalidationMode.UNCHECKED_HASH
             py_compile.compile(str(library / name), str(compiled), doraise=True, optimize=2, invalidation_mode=mode)

@@ -23,7 +23,7 @@ import numpy as np
 
 from node.audit import CUTS, Others, Passed, audit_of, in_time, plain_bits
 from node.data import Data, write_documents, write_stream
-from node.library import STDLIB, shown_library
+from node.library import library_for
 from node.processes import MARK
 from node.sandbox import Box, Sandbox
 from node.scoring import (
@@ -38,7 +38,6 @@ from node.scoring import (
 )
 from node.scratch import new_home, remove, sweep_scratch
 from node.watch import Phase, TrialFailed, Watch, check_exit, running
-from swarm.corpus import read_manifest
 from swarm.errors import TaskError
 from swarm.records import (
     Block,
@@ -366,17 +365,11 @@ class _Trial:
             **MALLOC,
             MARK: str(home),
         }
-        task = self.workshop.task
+        task, walled, data = self.workshop.task, self.workshop.sandbox.level > 0, self.workshop.data
+        library = library_for(data.folder, self.workshop.folder, self.workshop.scratch) if walled and data else None
         counted = task.score == "answers" and not task.timed  # in CPU time, and a child's can be hidden
-        limits, library = self.spec.limits, self._library()
+        limits = self.spec.limits
         return Box(argv, readable, scratch, limits, environment, answers, threads_only=counted, library=library)
-
-    def _library(self) -> Path | None:
-        """What walls show in place of the standard library, where the text that is scored is taken from it."""
-        data = self.workshop.data
-        if self.workshop.sandbox.level == 0 or data is None or read_manifest(data.folder).source != STDLIB:
-            return None
-        return shown_library(self.workshop.folder, self.workshop.scratch)
 
     @contextmanager
     def _running(self, box: Box, phase: Phase, home: Path) -> Iterator[Watch]:

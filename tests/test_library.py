@@ -37,8 +37,8 @@ def texts(names):
 found = [name for name in {LOOKED_FOR!r} for text in texts((name,)) if phrases[name].encode() in text]
 """
 REMEMBER = """
-import heapq
-assert 'priority queue' in str(heapq.__doc__) or 'Heap queue' in str(heapq.__doc__), 'Error'
+import weakref
+assert 'Weak reference support' in str(weakref.__doc__), 'Error'
 """
 
 
@@ -84,6 +84,12 @@ def test_what_training_imports_is_there(kind: Kind, library: Path, tmp_path: Pat
         "import torch, numpy, torch._dynamo, torch._inductor, multiprocessing, pdb, asyncio, unittest, sqlite3, ssl\n"
     )
     code += "import setuptools, distutils.core, subprocess, sys\n"
+    code += "import calendar, collections, heapq, pprint, tarfile, time, timeit\n"
+    code += "assert heapq.nlargest(2, [3, 1, 2]) == [3, 2] and heapq.nsmallest(1, 'ba') == ['a']\n"
+    code += "assert list(heapq.merge([1, 4], [2])) == [1, 2, 4] and heapq.heappop([5, 6]) == 5\n"
+    code += "assert collections.Counter('abb').most_common(1) == [('b', 2)] and pprint.pformat([1]) == '[1]'\n"
+    code += "assert calendar.timegm(time.gmtime(1e9)) == 10**9 and issubclass(tarfile.TarError, Exception)\n"
+    code += "assert timeit.default_timer is time.perf_counter\n"
     code += "print(subprocess.run((sys.executable, '-c', 'import typing, dataclasses')).returncode)"
     assert said(kind, library, tmp_path, code).splitlines()[-1] == "0"
 

@@ -158,6 +158,16 @@ def test_nothing_of_the_scored_text_gets_into_what_proposers_read(tmp_path: Path
     assert isinstance(run.outcome, Measurement) == ("print" in tells), run.outcome
 
 
+def test_the_audit_finds_nothing_that_scoring_left_and_no_other_name(tmp_path: Path) -> None:
+    looks = (
+        "import os\nif os.path.exists('left') or os.path.basename(os.environ['HOME']) != 'answers': raise EOFError\n"
+    )
+    looks += "open('left', 'w').close()\nos.mkdir('locked')\nos.chmod('locked', 0)\n"
+    workshop = toy.workshop_at(tmp_path, toy.answers_task(tmp_path / "task", looks + toy.UNIFORM))
+    outcome = run_trial(replace(toy.spec_of(toy.HONEST), purpose="confirm"), workshop=workshop).outcome
+    assert isinstance(outcome, Measurement) and outcome.audited, outcome
+
+
 # --- the artifact ---
 
 
