@@ -233,7 +233,8 @@ def test_the_node_does_not_show_its_environment_through_the_first_process(
 @pytest.mark.parametrize("kind", WALLED)
 def test_compilers_of_torch_find_that_they_are_one(kind: Kind, place: Place) -> None:
     told = "import os; assert os.environ.get('TORCHINDUCTOR_COMPILE_THREADS') == '1', 'Error'"
-    assert got_it(available(kind), place, told) == (kind not in (Bwrap, Cgroup))  # where there is /dev/shm they may be more
+    many = kind in (Bwrap, Cgroup)  # where there is /dev/shm they may be more
+    assert got_it(available(kind), place, told) != many
 
 
 @pytest.mark.parametrize("kind", WALLED)
