@@ -146,7 +146,7 @@ ATTACKS = {
     "become another user": "import os; os.setuid(12345)",
     "run before all others": "import os; os.nice(-1)",
     "name the machine": "import socket; socket.sethostname(socket.gethostname())",
-    "ask what others have read": "import os; f = os.open(os.__file__, os.O_RDONLY)\n"
+    "ask what others have read": "import os; f = os.open(code, os.O_RDONLY); os.read(f, 9)\n"
     "os.preadv(f, [bytearray(9)], 0, os.RWF_NOWAIT)",
     "tell others by what it drops from the cache": "import os; f = os.open(code, os.O_RDONLY)\n"
     "os.posix_fadvise(f, 0, 0, os.POSIX_FADV_DONTNEED)",
