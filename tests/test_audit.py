@@ -195,7 +195,7 @@ def test_scoring_has_half_more_than_others_took_and_a_start() -> None:
 
 
 def test_what_scoring_takes_beyond_others_is_paid_for(tmp_path: Path) -> None:
-    slow = f"import time\nwhile time.process_time() < 0.6: pass\n{toy.UNIFORM}"
+    slow = f"import time\nwhile time.process_time() < 0.8: pass\n{toy.UNIFORM}"
     workshop = toy.workshop_at(tmp_path, toy.answers_task(tmp_path / "task", slow))
     spec = replace(toy.spec_of(toy.HONEST), purpose="confirm")
     alone = run_trial(spec, workshop=workshop).outcome
@@ -204,7 +204,7 @@ def test_what_scoring_takes_beyond_others_is_paid_for(tmp_path: Path) -> None:
     workshop.others.remember(("val", False), "another", Passed(bits, 0.1, 0.2))
     late = run_trial(spec, workshop=workshop).outcome
     assert isinstance(late, Measurement), late
-    assert 0.5 <= late.cpu_s < 1.5
+    assert 0.6 <= late.cpu_s < 1.7  # 0.7, but for ticks and what training takes
 
 
 def test_answers_that_take_far_longer_than_those_of_others_are_late(tmp_path: Path) -> None:
