@@ -344,7 +344,7 @@ def test_cpu_time_is_counted_behind_walls(kind: Kind, tmp_path: Path) -> None:
     for train, place in ((thread, workshop), (child, printed)):
         outcome = run_trial(spec_of(train), workshop=place).outcome
         assert isinstance(outcome, Measurement), outcome
-        assert 0.39 <= outcome.cpu_s < 2  # counted in ticks
+        assert 0.35 <= outcome.cpu_s < 2  # 0.4, counted in ticks
 
 
 @pytest.mark.parametrize("kind", WALLED)

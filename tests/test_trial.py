@@ -117,7 +117,7 @@ def test_cpu_time_of_finished_children_counts(printed: Workshop) -> None:
     train = f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', {burn!r}])\nprint('val_bpb: 1')\n"
     outcome = run_trial(toy.spec_of(train), workshop=printed).outcome
     assert isinstance(outcome, Measurement)
-    assert 0.4 <= outcome.cpu_s < 2
+    assert 0.35 <= outcome.cpu_s < 2  # 0.4, counted in ticks
 
 
 # --- the token stream ---
@@ -190,7 +190,7 @@ def test_a_bad_candidate_costs_its_own_slot(
     failure = failure_of(run_trial(replace(toy.spec_of(train), limits=limits), workshop=answers))
     assert (failure.blame, failure.reason) == ("candidate", reason)
     assert words in failure.message
-    assert time.monotonic() - before < 5
+    assert time.monotonic() - before < 20  # left alone, some of them would sleep for a minute
     assert leftovers(answers) == []
 
 
