@@ -36,13 +36,14 @@ def sweep_scratch(scratch: Path) -> None:
     if not scratch.is_dir():
         return
     for home in scratch.resolve().glob(PREFIX + "*"):
-        with suppress(BlockingIOError, FileNotFoundError), _locked(home):
+        with suppress(BlockingIOError, FileNotFoundError), locked(home):
             kill_marked(str(home))
             remove(home)
 
 
 @contextmanager
-def _locked(home: Path) -> Iterator[None]:
+def locked(home: Path) -> Iterator[None]:
+    """Hold a folder against who sweeps. Raises OSError where another process holds it, or it is gone."""
     lock = os.open(home, os.O_RDONLY)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

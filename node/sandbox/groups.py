@@ -9,7 +9,6 @@ A group is locked by its owner while it is in use, as a trial's folder is, so th
 """
 
 import errno
-import fcntl
 import os
 import secrets
 import signal
@@ -18,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+from node.scratch import locked
 from swarm.records import Limits
 
 PREFIX = "swarm-box-"
@@ -48,7 +48,7 @@ class Group:
     def _make(self, limits: Limits) -> None:
         for folder in self._folders:
             folder.mkdir()
-            self._locks.enter_context(_locked(folder))
+            self._locks.enter_context(locked(folder))
             folder.stat()  # still there: from now on nobody takes it
         stand = {name for folder in self._folders for name in _limit(folder, limits)}
         if "pids.max" not in stand or not stand & {"memory.max", "memory.limit_in_bytes"}:
@@ -166,16 +166,6 @@ def _counts(file: Path) -> dict[str, int]:
     return {name: int(count) for name, count in (line.split() for line in file.read_text().splitlines())}
 
 
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    lock = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    finally:
-        os.close(lock)
-
-
 def _remove(folder: Path) -> None:
     late = time.monotonic() + REMOVE_S
     while True:
@@ -204,5 +194,5 @@ def sweep() -> None:
         for folder, names, _ in os.walk(line.split()[4]):
             for name in names:
                 if name.startswith(PREFIX):
-                    with suppress(OSError), _locked(Path(folder, name)):
+                    with suppress(OSError), locked(Path(folder, name)):
                         _remove(Path(folder, name))
