@@ -15,9 +15,11 @@ from swarm.records import (
     ClaimKind,
     ClaimRaised,
     Demotion,
+    DemotionVetoed,
     HoldoutAnswered,
     Interaction,
     Promotion,
+    PromotionVetoed,
     ShamJudged,
     ShamRaised,
     Stacked,
@@ -250,6 +252,21 @@ def promoted(state: State, fact: Promotion, at: float) -> None:
     for idea in fact.ideas:
         if idea in state.latest:
             _answer(state, state.latest[idea].node, idea, "accepted")
+
+
+def promotion_vetoed(state: State, fact: PromotionVetoed, at: float) -> None:
+    """It will not land, and what waited behind it goes on. It did reproduce, so the base rate keeps it."""
+    state.promotions_vetoed += 1
+    claim = state.accepted.pop((fact.experiment, fact.base), None)
+    if claim is None or claim.ideas:  # which idea of a set a person objects to is not known: each goes on by itself
+        return
+    state.experiments[claim.experiment].status = "rejected"
+    _answer(state, claim.node, claim.experiment, f"rejected: {fact.reason}")
+
+
+def demotion_vetoed(state: State, fact: DemotionVetoed, at: float) -> None:
+    """The champion stays."""
+    state.demotions_vetoed.add(fact.rechecked)
 
 
 def _unstack(state: State) -> None:

@@ -1,7 +1,7 @@
 """When a study ends, and why: the rule that held first, and how long what is then left may keep it from its end. Pure.
 
-After a stop two things may wait for somebody who does not come: what is to land, for a forge that is away or a request
-that a person closed; and the final comparison, for nodes of its Platform. Each is given the time that is reserved for
+After a stop two things may wait for somebody who does not come: what is to land, for a forge that is away or does not
+let it merge; and the final comparison, for nodes of its Platform. Each is given the time that is reserved for
 the comparison, and is then left out. It does not know what is landed or compared, nor how.
 """
 
@@ -39,7 +39,7 @@ class Ending:
     def look(self, now: float, *, landing: bool, comparable: bool) -> None:
         """Remember what holds: whether something waits for the forge, and the comparison could find a node."""
         self._first, state = self.reason(now), self._state
-        landed = (len(state.promotions), len(state.demotions)) if self._first and landing else None
+        landed = (state.next_promotion, state.next_demotion) if self._first and landing else None
         compared = (len(state.final), state.final_failures) if self._first and not comparable else None
         elapsed_s = state.elapsed_s(now)
         self._landing = _waited(self._landing, landed, elapsed_s)

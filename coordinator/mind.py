@@ -269,7 +269,7 @@ class Mind:
                 if claim.ideas and not self.stop_reason(now):
                     return []  # its ideas stay where they are meanwhile
                 continue
-            return [Promote(claim.key, len(self.state.promotions) + 1)] if self._may_land(now) else []
+            return [Promote(claim.key, self.state.next_promotion)] if self._may_land(now) else []
         return []
 
     def _together(self, now: float) -> list[Fact] | None:
@@ -288,7 +288,7 @@ class Mind:
         found = due_demotion(self.state)
         if found is None or not self._may_land(now) or self._is_landing(found.at):
             return []
-        return [Demote(found, len(self.state.demotions) + 1)]
+        return [Demote(found, self.state.next_demotion)]
 
     def _may_land(self, now: float) -> bool:
         return now >= self._retry_promotion_at and not self._end.lands_no_more(now)

@@ -117,8 +117,8 @@ def no_gain(found: Found) -> bool:
 
 def due_demotion(state: State) -> ChampionRechecked | None:
     """The comparison whose champion has still to step down."""
-    line = {promotion.number for promotion in state.line}
-    return next((found for found in state.rechecked if found.demotes and found.number in line), None)
+    open_ = {promotion.number for promotion in state.line} - state.demotions_vetoed
+    return next((found for found in state.rechecked if found.demotes and found.number in open_), None)
 
 
 def undone_by(state: State, found: ChampionRechecked) -> tuple[Promotion, ...]:

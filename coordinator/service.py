@@ -27,14 +27,16 @@ from coordinator.state import Claim, Transfer
 from swarm.cluster import Cluster
 from swarm.codec import pack
 from swarm.config import Config
-from swarm.errors import ClusterError, ForgeError, PrerequisiteError, TreeMismatch
+from swarm.errors import ClusterError, ForgeError, PrerequisiteError, RequestClosed, TreeMismatch
 from swarm.history import busy_share, history
 from swarm.ledger import Ledger
 from swarm.records import (
     CoordinatorStarted,
     Demotion,
+    DemotionVetoed,
     Fact,
     Promotion,
+    PromotionVetoed,
     Screened,
     Setup,
     StillAtWork,
@@ -314,7 +316,10 @@ class Service:
         """Land a claim; every step may be repeated after a kill, names and commits are deterministic."""
         claim = self.mind.state.claims[action.claim]
         request = self.lineage.request(self._dossier(claim, action.number))
-        opened = self._land(request)
+        try:
+            opened = self._land(request)
+        except RequestClosed as veto:
+            return [PromotionVetoed(action.number, claim.experiment, claim.base, str(veto), self.clock())]
         if opened is None:
             return []
         now, number, commit = self.clock(), action.number, request.commit
@@ -325,7 +330,10 @@ class Service:
         """Land the tree of an earlier champion; likewise."""
         found, undone = action.found, undone_by(self.mind.state, action.found)
         request = self.lineage.demotion(self._demotion(action))
-        opened = self._land(request)
+        try:
+            opened = self._land(request)
+        except RequestClosed as veto:
+            return [DemotionVetoed(action.number, found.number, str(veto), self.clock())]
         if opened is None:
             return []
         numbers, champion = tuple(promotion.number for promotion in undone), self.mind.state.champion
@@ -333,11 +341,17 @@ class Service:
         return [Demotion(action.number, *demoted, request.commit, opened.name, self.clock())]
 
     def _land(self, request: Request) -> Opened | None:
-        """Open and merge a request; None where the forge did not."""
+        """Open and merge a request; None where the forge did not.
+
+        Raises:
+            RequestClosed: a person does not want it.
+        """
         try:
             self._prepare_forge()
             opened = self.forge.open(self.study.repo_path, request)
             self.forge.merge(self.study.repo_path, request)
+        except RequestClosed:
+            raise
         except (ForgeError, TreeMismatch, PrerequisiteError) as error:  # a person can mend it while the study goes on
             self.mind.postpone_promotion(self.clock() + FORGE_RETRY_S)
             self._trouble("forge", str(error))

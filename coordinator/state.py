@@ -158,6 +158,8 @@ class State:
     champion: str = ""
     champions: set[str] = field(default_factory=set)  # the baseline, and every candidate that was promoted
     promotions: list[Promotion] = field(default_factory=list)
+    promotions_vetoed: int = 0
+    demotions_vetoed: set[int] = field(default_factory=set)  # by the number of the comparison that asked for one
     files: dict[str, Files] = field(default_factory=dict)  # candidate -> editable files
     nodes: dict[str, NodeInfo] = field(default_factory=dict)
     experiments: dict[str, Experiment] = field(default_factory=dict)  # by idea
@@ -214,6 +216,16 @@ class State:
         """The promotions between baseline and champion, oldest first; those that were undone are no part of it."""
         undone = {number for demotion in self.demotions for number in demotion.undone}
         return [promotion for promotion in self.promotions if promotion.number not in undone]
+
+    @property
+    def next_promotion(self) -> int:
+        """The number of the next promotion's request; that of a vetoed one is used up."""
+        return len(self.promotions) + self.promotions_vetoed + 1
+
+    @property
+    def next_demotion(self) -> int:
+        """Likewise."""
+        return len(self.demotions) + len(self.demotions_vetoed) + 1
 
     def was_champion(self, candidate: str) -> bool:
         """Whether it is, or was on the way to, the champion: a tree is champion once, unless a demotion undid that."""

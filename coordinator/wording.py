@@ -255,7 +255,8 @@ def recheck(history: History, found: ChampionRechecked) -> str:
     if found.gain is None:
         return f"promotion {found.number}: {found.reason}"
     measured = f"{write.gain(found.gain)} {write.interval(found.low, found.high)} on {count(found.pairs, 'fresh seed')}"
-    return f"promotion {found.number}: {measured}, published {write.gain(found.published)}; {found.reason}"
+    stays = "".join(f"; it stays: {v.reason}" for v in history.demotions_vetoed if v.rechecked == found.number)
+    return f"promotion {found.number}: {measured}, published {write.gain(found.published)}; {found.reason}{stays}"
 
 
 def demotion(history: History, found: Demotion) -> str:

@@ -113,7 +113,7 @@ class ForgeChoice(_Section):
     """Where winners are shared."""
 
     use: str = "local"
-    """"local" (a bare git repository), or "github"."""
+    """"local" (a bare git repository), "github", or your own as package.module:Class."""
     path: str = ""
     """local: the bare repository; empty = the study's own."""
     repository: str = ""
@@ -122,6 +122,8 @@ class ForgeChoice(_Section):
     """github: another address for GitHub Enterprise."""
     git_url: str = ""
     """github: where to push; empty = derived from the repository."""
+    options: dict[str, str] = Field(default_factory=dict)
+    """Passed to a forge of your own as they are."""
 
 
 class Config(_Section):

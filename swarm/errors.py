@@ -6,6 +6,7 @@ SwarmError
 │   └── TaskError          a task folder is not what it claims to be
 ├── ProposalError          a proposer gave nothing usable; costs no trial
 ├── ForgeError             the forge refused or could not be reached
+│   └── RequestClosed      a person closed the request: a veto
 ├── ClusterError           Ray or a node did not answer
 ├── TreeMismatch           about to land another tree than the one that was measured
 └── StaleEpoch             an older coordinator spoke to an agent
@@ -36,6 +37,10 @@ class ProposalError(SwarmError):
 
 class ForgeError(SwarmError):
     """The forge refused a request or could not be reached."""
+
+
+class RequestClosed(ForgeError):
+    """A person closed the request of what was about to land."""
 
 
 class ClusterError(SwarmError):

@@ -20,6 +20,7 @@ from swarm.records import (
     HoldoutAnswered,
     Measurement,
     Promotion,
+    PromotionVetoed,
     Screened,
     TransferChecked,
     TrialFinished,
@@ -28,7 +29,17 @@ from swarm.records import (
 
 F = TypeVar("F", bound=Fact)
 # Facts that name an experiment.
-Fate = TrialFinished | Screened | ClaimRaised | Carried | Verdict | TransferChecked | HoldoutAnswered | Promotion
+Fate = (
+    TrialFinished
+    | Screened
+    | ClaimRaised
+    | Carried
+    | Verdict
+    | TransferChecked
+    | HoldoutAnswered
+    | Promotion
+    | PromotionVetoed
+)
 
 Status = Literal[
     "waiting",  # admitted, not yet tried
@@ -68,6 +79,7 @@ class Experiment:
     transfer: TransferChecked | None = None
     """The newest."""
     holdout: HoldoutAnswered | None = None
+    veto: PromotionVetoed | None = None
     """The newest; one that did not pass is the last word."""
     promotion: Promotion | None = None
     """That stands; None where it was undone."""
@@ -125,6 +137,8 @@ class Experiment:
     @property
     def why_rejected(self) -> str:
         """In the words of what rejected it; empty where nothing did."""
+        if self.veto is not None:
+            return self.veto.reason
         if self.holdout is not None and not self.holdout.passed:
             return self.holdout.reason
         if self.transfer is not None and self.transfer.bars:
@@ -143,7 +157,7 @@ def read_experiment(
     """Tell one idea from the facts that name it, in ledger order; of its trials, the screening only."""
     trials, screenings = only(fates, TrialFinished), only(fates, Screened)
     promotions, transfers = only(_since_demotion(fates), Promotion), only(fates, TransferChecked)
-    holdout = only(fates, HoldoutAnswered)
+    holdout, vetoes = only(fates, HoldoutAnswered), only(fates, PromotionVetoed)
     return Experiment(
         number=number,
         admitted=admitted,
@@ -154,6 +168,7 @@ def read_experiment(
         verdicts=only(fates, Verdict),
         transfer=transfers[-1] if transfers else None,
         holdout=holdout[-1] if holdout else None,
+        veto=vetoes[-1] if vetoes else None,
         promotion=promotions[-1] if promotions else None,
         status=_status(fates),
     )
@@ -165,6 +180,8 @@ def _status(fates: Sequence[Fate | Demotion]) -> Status:
         return "promoted"
     for fact in reversed(fates):
         if isinstance(fact, TransferChecked) and fact.bars or isinstance(fact, HoldoutAnswered) and not fact.passed:
+            return "rejected"
+        if isinstance(fact, PromotionVetoed):
             return "rejected"
         if isinstance(fact, Verdict):
             return "accepted" if fact.accepted else "rejected"

@@ -22,6 +22,7 @@ from swarm.records import (
     ClaimRaised,
     CoordinatorStarted,
     Demotion,
+    DemotionVetoed,
     Direction,
     ExperimentAdmitted,
     Fact,
@@ -72,6 +73,7 @@ class History:
     holdout_answers: tuple[HoldoutAnswered, ...]
     rechecks: tuple[ChampionRechecked, ...]
     demotions: tuple[Demotion, ...]
+    demotions_vetoed: tuple[DemotionVetoed, ...]
     shams: tuple[ShamJudged, ...]
     """Sham edits that the chain has judged; those of which no pair had run say nothing, and are left out."""
     trials: Mapping[str, TrialFinished]
@@ -236,6 +238,7 @@ def history(facts: Iterable[Fact]) -> History:
         holdout_answers=only(told, HoldoutAnswered),
         rechecks=only(told, ChampionRechecked),
         demotions=only(told, Demotion),
+        demotions_vetoed=only(told, DemotionVetoed),
         shams=tuple(sham for sham in only(told, ShamJudged) if sham.verdict.pairs),
         trials={fact.trial: fact for fact in only(told, TrialFinished)},
         blocks={fact.block: fact for fact in only(told, BlockDrawn)},

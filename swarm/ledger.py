@@ -22,7 +22,7 @@ from swarm.codec import DecodeError, fact_from_json, fact_to_json, pack, unpack_
 from swarm.errors import PrerequisiteError
 from swarm.records import Fact
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 _LEAST_ROOM_BYTES = 65_536  # the file that SQLite shares with readers takes 32 kB at once
 
 _SCHEMA = """
@@ -63,7 +63,7 @@ CREATE VIEW promotion AS SELECT
 """
 
 # What later formats added: 2 the answers of the holdout and what they say of an experiment, 3 ideas that are joined
-# and promotions that are undone.
+# and promotions that are undone, 4 promotions that a person does not want.
 _ADDED = """
 CREATE VIEW experiment AS SELECT
     row_number() OVER (ORDER BY f.seq) AS number, f.at,
@@ -82,7 +82,8 @@ CREATE VIEW experiment AS SELECT
             (SELECT CASE WHEN v.kind IN ('claim_raised', 'carried') THEN 'claimed'
                     WHEN coalesce(json_extract(v.body, '$.accepted'), json_extract(v.body, '$.passed')) THEN 'accepted'
                     ELSE 'rejected' END
-             FROM fact v WHERE v.kind IN ('claim_raised', 'carried', 'verdict', 'holdout_answered')
+             FROM fact v WHERE v.kind IN ('claim_raised', 'carried', 'verdict', 'holdout_answered',
+                                                 'promotion_vetoed')
              AND json_extract(v.body, '$.experiment') = json_extract(f.body, '$.proposal.idea')
              ORDER BY v.seq DESC LIMIT 1),
             (SELECT CASE WHEN json_extract(s.body, '$.kept') THEN 'kept'
@@ -105,6 +106,8 @@ CREATE VIEW interaction AS SELECT
     json_extract(body, '$.pairs') AS pairs, json_extract(body, '$.reason') AS reason
     FROM fact WHERE kind = 'interaction';
 """
+
+_DROPPED = "DROP VIEW experiment;DROP VIEW IF EXISTS holdout;DROP VIEW IF EXISTS interaction;"
 
 _SPOOL_SCHEMA = """
 CREATE TABLE IF NOT EXISTS offered (seq INTEGER PRIMARY KEY, key TEXT UNIQUE, body BLOB);
@@ -204,17 +207,19 @@ class Ledger:
             raise
 
     def _prepare(self, db: sqlite3.Connection) -> None:
+        db.execute("BEGIN")  # one look: a reader may come while the tables are being made
         version = _version(db)
+        tables = {name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        db.execute("COMMIT")
         if version > SCHEMA_VERSION:
             raise PrerequisiteError(
                 f"{self.path} was written by a newer swarm (format {version}, this one knows {SCHEMA_VERSION}); "
                 "update the swarm"
             )
-        tables = {name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
         if (version == 0 and tables) or (version > 0 and "fact" not in tables):
             raise PrerequisiteError(f"{self.path} is the database of some other program; name another folder")
         if version < SCHEMA_VERSION and self._lock is not None:
-            before = "DROP VIEW experiment;DROP VIEW IF EXISTS holdout;" if version else _SCHEMA
+            before = _SCHEMA if version == 0 else _DROPPED
             db.executescript(f"BEGIN;{before}{_ADDED}PRAGMA user_version = {SCHEMA_VERSION};COMMIT;")
 
     def append(self, facts: Iterable[Fact], at: float) -> list[Fact]:

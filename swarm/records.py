@@ -589,6 +589,23 @@ class Promotion:
 
 
 @dataclass(frozen=True)
+class PromotionVetoed:
+    """A person closed the request of a Promotion, which does not land; that it reproduced stays true."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+    number: int  # of the request; none carries it again
+    experiment: str
+    base: str
+    reason: str  # which request it was
+    at: float
+    kind: Literal["promotion_vetoed"] = "promotion_vetoed"
+
+    @property
+    def key(self) -> str:
+        return f"promotion_vetoed:{self.number}"
+
+
+@dataclass(frozen=True)
 class TransferChecked:
     """How much of an accepted gain is left at a larger scale: the candidate against its base, on fresh seeds."""
 
@@ -665,6 +682,22 @@ class Demotion:
 
 
 @dataclass(frozen=True)
+class DemotionVetoed:
+    """A person closed the request of a Demotion: the champion stays, whatever its comparison said."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+    number: int  # of the request; none carries it again
+    rechecked: int  # number of the promotion whose comparison found it
+    reason: str  # which request it was
+    at: float
+    kind: Literal["demotion_vetoed"] = "demotion_vetoed"
+
+    @property
+    def key(self) -> str:
+        return f"demotion_vetoed:{self.number}"
+
+
+@dataclass(frozen=True)
 class Spent:
     """Tokens and money that a researcher spent on proposals since its last report of this kind."""
 
@@ -737,9 +770,11 @@ Fact = Annotated[
     | ShamJudged
     | HoldoutAnswered
     | Promotion
+    | PromotionVetoed
     | TransferChecked
     | ChampionRechecked
     | Demotion
+    | DemotionVetoed
     | Spent
     | Trouble
     | StudyFinished,

@@ -5,6 +5,7 @@ its score is the baseline's minus the true gains of the switches that are on, pl
 the same candidate and seed, as on a deterministic Platform.
 """
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -39,6 +40,7 @@ from swarm.records import (
     TrialFinished,
     TrialSpec,
 )
+from swarm.repo import Repo
 from swarm.source import idea_hash
 from swarm.task import load_task
 
@@ -335,6 +337,8 @@ class MoodyForge(LocalForge):
     """A forge that is sometimes away."""
 
     away = False
+    unwanted: Callable[[Request], bool] = staticmethod(lambda request: False)
+    """Whose requests a person closes before they are merged."""
 
     def prepare(self, repo: Path, commit: str) -> None:
         self._answer()
@@ -342,7 +346,19 @@ class MoodyForge(LocalForge):
 
     def open(self, repo: Path, request: Request) -> Opened:
         self._answer()
-        return super().open(repo, request)
+        opened = super().open(repo, request)
+        if self.unwanted(request):
+            self._close(opened.name)
+        return opened
+
+    def _close(self, name: str) -> None:
+        """As docs/forges.md tells people to."""
+        behind = Repo(self._path)
+        tip, path = behind.ref("swarm/requests") or "", f"{int(name.partition('#')[2]):04d}.json"
+        page = json.loads(behind.read(tip, path) or "")
+        closed = {path: json.dumps({**page, "state": "closed"})}
+        veto = behind.commit(closed, parents=[tip], message="Veto", author="x <x@x>", at=1.0)
+        behind.set_ref("swarm/requests", veto)
 
     def merge(self, repo: Path, request: Request) -> str:
         self._answer()

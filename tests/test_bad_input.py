@@ -163,7 +163,8 @@ def test_a_coordinator_without_nodes_of_its_own_refuses_misspelt_names_only(plac
 
 
 def test_a_forge_that_is_unknown_or_lacks_something(place: Path) -> None:
-    assert 'choose "local" or "github"' in refused(place, "--set", "forge.use=gitlab")
+    assert "did you mean 'github'?" in refused(place, "--set", "forge.use=gitlab")
+    assert "cannot be loaded" in refused(place, "--set", "forge.use=nowhere:Forge")
     github = settings("forge.use=github", "forge.repository=me/mine")
     assert "GITHUB_TOKEN" in refused(place, *github, env={"GITHUB_TOKEN": ""})
     assert "forge.repository" in refused(place, *github[:2], env={"GITHUB_TOKEN": "token"})

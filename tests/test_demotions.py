@@ -357,6 +357,18 @@ def test_a_planted_champion_falls_and_what_truly_helped_on_top_of_it_lands_again
     assert "records/toy-1/demotion-1.json" in fallen_tree
 
 
+def test_a_demotion_that_a_person_closed_leaves_the_champion_where_it_is(tmp_path: Path) -> None:
+    swarm = lucky_study(tmp_path)
+    swarm.forge.unwanted = lambda request: request.title.startswith("[demotion]")
+    swarm.run()
+    told = history(swarm.facts())
+    assert told.demotions_vetoed and not told.demotions
+    assert "LUCKY = True" in told.files[told.champion]["train.py"]
+    assert "it stays: local#" in report_md(told)
+    assert told.finished is not None and "wall time" in told.finished.reason
+    assert told.last_at - told.demotions_vetoed[-1].at > 60, "and the study went on"
+
+
 class Deadly(MoodyForge):
     """Kills the coordinator right after the demotion has landed."""
 

@@ -302,7 +302,7 @@ def folder_forge(toy: str) -> ModuleType:
 @pytest.mark.parametrize("check", FORGE_CONTRACT, ids=lambda check: check.__name__.removeprefix("test_"))
 def test_the_toy_forge_keeps_the_contract(check: Callable[..., None], folder_forge: ModuleType, tmp_path: Path) -> None:
     def connect() -> Forge:
-        forge: Forge = folder_forge.FolderForge(tmp_path / "forge")
+        forge: Forge = folder_forge.FolderForge(folder=tmp_path, options={"folder": str(tmp_path / "forge")})
         return forge
 
     world: World = make_world(tmp_path, tmp_path / "forge" / "repo.git", connect)

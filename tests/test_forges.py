@@ -16,7 +16,7 @@ from coordinator.forges import SHARED_BRANCH, Forge, Request
 from coordinator.forges.github import GitHubForge
 from coordinator.forges.landing import changes_to_land, disagreements, is_page
 from coordinator.forges.local import LocalForge
-from swarm.errors import ForgeError, PrerequisiteError, TreeMismatch
+from swarm.errors import ForgeError, PrerequisiteError, RequestClosed, TreeMismatch
 from swarm.repo import Repo
 
 AUTHOR = "swarm <swarm@localhost>"
@@ -302,7 +302,7 @@ def test_a_person_can_close_a_local_request(local: World) -> None:
     tip = local.behind.ref("swarm/requests") or ""
     closed = local.behind.commit(veto, parents=[tip], message="Veto", author=AUTHOR, at=1.0)
     local.behind.set_ref("swarm/requests", closed)
-    with pytest.raises(ForgeError, match="local#1 was closed by a person"):
+    with pytest.raises(RequestClosed, match="local#1 was closed by a person"):
         local.forge.merge(local.study.path, request)
     assert local.forge.head() == local.baseline
 
@@ -387,7 +387,7 @@ def test_a_pull_request_closed_by_a_person_stays_closed(github: World, hub: Stan
     opened = github.forge.open(github.study.path, request)
     hub.close_pull(1)
     assert github.forge.open(github.study.path, request) == opened
-    with pytest.raises(ForgeError, match=r"/octo/nano/pull/1 was closed by a person"):
+    with pytest.raises(RequestClosed, match=r"/octo/nano/pull/1 was closed by a person"):
         github.forge.merge(github.study.path, request)
     assert len(hub.pulls) == 1 and github.forge.head() == github.baseline
 

@@ -1,5 +1,6 @@
 """The whole loop on simulated nodes: what is promoted is true, and faults lose and double nothing."""
 
+import sqlite3
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -9,12 +10,14 @@ import pytest
 from simulation import Killed, Swarm, World
 
 from coordinator.service import Service
+from swarm.history import history
 from swarm.records import (
     BlockDrawn,
     BlockLost,
     ClaimRaised,
     Fact,
     Promotion,
+    PromotionVetoed,
     ProposalRefused,
     StudyFinished,
     TransferChecked,
@@ -255,6 +258,29 @@ def test_a_forge_that_is_away_delays_promotions_and_nothing_else(tmp_path: Path)
     assert service.repo.read(tip, "train.py") == service.mind.state.files[service.mind.state.champion]["train.py"]
     told = [f for f in facts if isinstance(f, Trouble) and f.where == "forge"]
     assert 0 < len(told) < 20, "said, but not at every attempt"
+
+
+def test_a_request_that_a_person_closed_never_lands_and_holds_nothing_up(tmp_path: Path) -> None:
+    ideas = {"n0": ("GOOD", *NULLS), "n1": ("FINE",), "n2": tuple(NULLS)}
+    swarm = Swarm(tmp_path, World({"GOOD": 0.09, "FINE": 0.08, **NULLS}, ideas=ideas), nodes=3)
+    swarm.forge.unwanted = lambda request: "GOOD" in request.title
+    service = swarm.run()
+    facts = swarm.facts()
+    veto = next(f for f in facts if isinstance(f, PromotionVetoed))
+    good = next(e for e in history(facts).experiments if e.idea == veto.experiment)
+    assert (good.status, good.why_rejected) == ("rejected", veto.reason) and "closed by a person" in veto.reason
+    assert service.mind.state.experiments[veto.experiment].status == "rejected"
+    promotions = [f for f in facts if isinstance(f, Promotion)]
+    assert "FINE" in promoted_switches(swarm, service) and "GOOD" not in promoted_switches(swarm, service)
+    numbers = [f.number for f in facts if isinstance(f, Promotion | PromotionVetoed)]
+    assert numbers == [*range(1, len(numbers) + 1)], "a request's number and branch are used once"
+    landed = next(p for p in promotions if p.number > veto.number)
+    assert landed.at - veto.at < 120, "what waits behind it does not wait for it"
+    tree = service.repo.read(swarm.forge.head(), "train.py") or ""
+    assert "GOOD = False" in tree and "FINE = True" in tree
+    with sqlite3.connect(tmp_path / "toy-1" / "ledger.sqlite") as db:
+        rows = db.execute("SELECT status FROM experiment WHERE idea = ?", (veto.experiment,)).fetchall()
+    assert rows == [("rejected",)]
 
 
 def test_an_edit_of_the_program_reaches_researchers_and_survives_a_restart(tmp_path: Path) -> None:

@@ -56,7 +56,8 @@ class Forge(Protocol):
 
         Raises:
             TreeMismatch: the request's head is no longer the measured commit.
-            ForgeError: it cannot be reached now, or a person has closed the request.
+            RequestClosed: a person has closed the request, with this commit.
+            ForgeError: it cannot be reached now.
         """
 
     def publish(self, files: Mapping[str, str], message: str) -> str:

@@ -30,7 +30,7 @@ from coordinator.forges.landing import (
     refuse_disagreement,
     refuse_unrelated,
 )
-from swarm.errors import ForgeError, PrerequisiteError, SwarmError
+from swarm.errors import ForgeError, PrerequisiteError, RequestClosed, SwarmError
 from swarm.repo import GitError, Repo
 
 API_URL = "https://api.github.com"
@@ -125,10 +125,10 @@ class GitHubForge:
             return shared
 
     def _refuse(self, study: Repo, pull: PullRequest, request: Request, shared: str) -> None:
-        if pull.state == "closed" and pull.merged_at is None:
-            raise ForgeError(f"{pull.html_url} was closed by a person; it will not land until it is reopened")
         if pull.head.sha != request.commit:
             raise mismatch(study, request, pull.head.sha)
+        if pull.state == "closed" and pull.merged_at is None:
+            raise RequestClosed(f"{pull.html_url} was closed by a person")
         if pull.merged_at is None:
             landing_changes(study, request, shared)
 

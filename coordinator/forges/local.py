@@ -26,7 +26,7 @@ from coordinator.forges.landing import (
     mismatch,
     refuse_unrelated,
 )
-from swarm.errors import ForgeError
+from swarm.errors import ForgeError, RequestClosed
 from swarm.records import STRICT
 from swarm.repo import Repo
 
@@ -122,7 +122,7 @@ class LocalForge:
     def _refuse(self, page: _Page, study: Repo, request: Request) -> None:
         head = self._repo.ref(request.branch)
         if page.state == "closed" or head is None:
-            raise ForgeError(f"{page.name} was closed by a person; it will not land until it is reopened")
+            raise RequestClosed(f"{page.name} was closed by a person")
         if page.state == "merged" or head != request.commit:
             raise mismatch(study, request, head)
 

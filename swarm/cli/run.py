@@ -14,7 +14,7 @@ from types import FrameType
 from rich.console import Console
 
 from coordinator.forges import Forge
-from coordinator.forges.local import LocalForge
+from coordinator.forges.choice import load
 from coordinator.service import Service, Study
 from node.data import prepare_data
 from node.hardware import gpu_name, node_uid
@@ -38,7 +38,7 @@ from swarm.cluster import (
     sweep,
 )
 from swarm.config import Config
-from swarm.errors import ClusterError, ConfigError, PrerequisiteError
+from swarm.errors import ClusterError, PrerequisiteError
 from swarm.ledger import Ledger
 from swarm.records import StudyFinished
 from swarm.task import Task, load_task, place_of
@@ -274,18 +274,7 @@ def make_forge(config: Config, folder: Path) -> Forge:
     Raises:
         ConfigError: unknown, or something it needs is missing.
     """
-    choice = config.forge
-    if choice.use == "local":
-        return LocalForge(Path(choice.path) if choice.path else folder / "repo.git")
-    if choice.use == "github":
-        from coordinator.forges.github import GitHubForge  # PyGithub takes 0.3 s to import
-
-        token = os.environ.get("GITHUB_TOKEN", "")
-        if not token or not choice.repository:
-            missing = "forge.repository = owner/name" if token else "the environment variable GITHUB_TOKEN"
-            raise ConfigError(f'forge "github" needs {missing}; without a token use forge "local"')
-        return GitHubForge(choice.repository, token, base_url=choice.base_url, git_url=choice.git_url or None)
-    raise ConfigError(f'forge.use = {choice.use!r} is unknown; choose "local" or "github"')
+    return load(config.forge, folder, os.environ)
 
 
 def join(

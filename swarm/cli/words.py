@@ -10,6 +10,7 @@ from swarm.records import (
     ClaimRaised,
     CoordinatorStarted,
     Demotion,
+    DemotionVetoed,
     ExperimentAdmitted,
     Fact,
     HoldoutAnswered,
@@ -18,6 +19,7 @@ from swarm.records import (
     NodeJoined,
     NodeLost,
     Promotion,
+    PromotionVetoed,
     ProposalRefused,
     Screened,
     ShamJudged,
@@ -129,6 +131,8 @@ class Teller:
             case Promotion():
                 kind = "" if fact.claim_kind == "gain" else f"{fact.claim_kind}, "
                 return f"PROMOTED {self._experiment(fact.experiment)}: {kind}pull request {fact.request}"
+            case PromotionVetoed():
+                return f"VETOED   {self._experiment(fact.experiment)}: {fact.reason}"
             case TransferChecked():
                 return f"scaled  {self._experiment(fact.experiment)}: {fact.reason}"
             case ChampionRechecked():
@@ -137,6 +141,8 @@ class Teller:
             case Demotion():
                 undone = ", ".join(map(str, fact.undone))
                 return f"DEMOTED champion {fact.champion[:8]}, promotions {undone} undone: pull request {fact.request}"
+            case DemotionVetoed():
+                return f"VETOED   the demotion of promotion {fact.rechecked}: {fact.reason}"
             case Spent():
                 tokens = fact.usage.input_tokens + fact.usage.output_tokens
                 return f"spent {fact.usage.dollars:.4f} dollars, {tokens} tokens"
