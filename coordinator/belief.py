@@ -148,6 +148,8 @@ def flaw(proposal: Proposal, state: State) -> str:
     """Why a proposal can never become an experiment of this study; empty when it can."""
     if state.opened is None or set(proposal.files) != set(state.opened.files):
         return "it must bring every editable file, and no other"
+    if state.was_champion(candidate_id(proposal.files)):
+        return "it is the baseline, or was the champion before"
     if sum(map(len, proposal.files.values())) > FILES_CHARS:
         return f"its files are longer than {FILES_CHARS} characters"
     if max(len(proposal.hypothesis), len(proposal.expected)) > WORDS_CHARS:

@@ -184,11 +184,13 @@ class History:
     def stacked(self, promotion: Promotion) -> tuple[Experiment, ...]:
         """The ideas that a promotion brings, newest first: the claimed one and those kept below it since its base."""
         found: dict[str, Experiment] = {}
+        bases = {earlier.base for earlier in self.promotions}  # below them lies nothing that was still to land
         for idea in promotion.landed:
             experiment = self.by_idea.get(idea)
-            while experiment is not None and experiment.idea not in found and experiment.candidate != promotion.base:
+            while experiment is not None and experiment.idea not in found:
                 found[experiment.idea] = experiment
-                experiment = None if promotion.ideas else self.by_candidate.get(experiment.parent)
+                ends = promotion.ideas or experiment.parent in bases
+                experiment = None if ends else self.by_candidate.get(experiment.parent)
         return tuple(found.values())
 
     @property

@@ -149,6 +149,22 @@ def test_a_promotion_knows_its_verdict_its_pairs_and_the_ideas_it_stacks() -> No
     assert told.champion == idea.candidate
 
 
+def test_what_a_promotion_stacks_ends_at_the_champion_that_its_idea_was_made_on() -> None:
+    scribe = opened_study()
+    first = scribe.admit("X", "X = 1")
+    scribe.screen(first, 0.02)
+    late = scribe.admit("Y, made on the baseline", "Y = 1")
+    scribe.screen(late, 0.02)
+    again, baseline = scribe.admit("the baseline again", "Z = 1", parent=first.candidate), scribe.champion
+    files = scribe.files[baseline]
+    scribe.facts[-1] = replace(again, candidate=baseline, proposal=replace(again.proposal, files=files))
+    for idea in (first, late):
+        scribe.claim(idea, 0.02)
+        scribe.promote(idea)
+    told = history(scribe.facts)
+    assert [[e.hypothesis for e in told.stacked(p)] for p in told.promotions] == [["X"], ["Y, made on the baseline"]]
+
+
 def test_the_final_pairs_put_the_baseline_first_whatever_ran_first() -> None:
     told = history(finished_study().facts)
     pairs = told.final_pairs()

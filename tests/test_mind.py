@@ -158,8 +158,9 @@ def test_an_idea_belongs_to_the_node_that_brought_it_first() -> None:
         replace(GOOD, files={"train.py": "def ("}),
         replace(GOOD, hypothesis="x" * 10_000),
         replace(GOOD, files={"train.py": "x = 1\n" * 1_000_000}),
+        proposal(BASELINE, A1),
     ],
-    ids=["foreign path", "another file", "wrong hash", "does not parse", "a novel", "too large"],
+    ids=["foreign path", "another file", "wrong hash", "does not parse", "a novel", "too large", "the baseline"],
 )
 def test_a_proposal_that_could_never_be_tried_is_refused(broken: Proposal) -> None:
     desk = Desk()
