@@ -240,14 +240,19 @@ def test_a_tree_is_champion_once_and_only_a_demotion_brings_it_back() -> None:
     waits = proposal(B1)
     desk.claim("ant", proposal(A1))
     desk.claim("bee", waits)
+    both = proposal(edited(A1, B=1), hypothesis="A and B at once")
+    desk.admit("cat", both)
     scores = {candidate_id(A1): 1.5, candidate_id(B1): 1.6, candidate_id(BOTH): 1.2}
     while not desk.of(Carried):
         desk.run(desk.outstanding("confirm")[0], scores)
     back = proposal(BASELINE, A1, "Take A back")
-    desk.claim("cat", back, A1)
-    assert desk.state.answers["uid-cat"][back.idea].startswith("rejected: it was the champion before")
+    desk.report(desk.heard("uid-dog", proposals=(back,)))
+    assert [answer.admitted for answer in desk.orders("dog").admissions] == [False]
     desk.confirm({**scores, candidate_id(A1): 2.0, BASE: 1.0})
     assert desk.state.champion == candidate_id(BOTH)
+    promote(desk, edited(BOTH, C=1))
+    desk.report(desk.heard("uid-cat", facts=(desk.kept("cat", both), desk.claims("cat", both, edited(BOTH, C=1)))))
+    assert desk.state.answers["uid-cat"][both.idea].startswith("rejected: it was the champion before")
     assert not desk.state.open_claims and not desk.state.accepted and desk.replayed().state == desk.state
 
 
