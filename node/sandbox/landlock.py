@@ -17,7 +17,7 @@ import glob
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from subprocess import Popen, TimeoutExpired
@@ -109,10 +109,8 @@ def kernel_abi() -> int:
 
 def _paths(box: Box) -> Iterator[str]:
     system = [Path(path) for path in ("/usr", *SYSTEM, *LIBRARIES, *MACHINE) if os.path.exists(path)]
-    hidden = () if box.library is None else tuple(path.resolve() for path in (LIBRARY, *other_libraries()))
-    for path in (*system, *python_folders()):
-        yield from _readable(path.resolve() if hidden else path, hidden)
-    packages = [LIBRARY / name for name in PACKAGES if (LIBRARY / name).is_dir()] if hidden else []
+    yield from _all_but((*system, *python_folders()), () if box.library is None else (LIBRARY, *other_libraries()))
+    packages = () if box.library is None else (LIBRARY / name for name in PACKAGES if (LIBRARY / name).is_dir())
     library = () if box.library is None else (box.library, *packages)
     for path in (own(path) for path in (*box.readable, *library)):
         yield f"read={path}"
@@ -124,17 +122,20 @@ def _paths(box: Box) -> Iterator[str]:
     yield f"write={own(box.scratch)}"
 
 
-def _readable(path: Path, hidden: tuple[Path, ...]) -> Iterator[str]:
-    """A path that may be read; where something below it may not, all that lies beside that."""
-    if path in hidden:
-        return
-    if not any(other.is_relative_to(path) for other in hidden):
-        yield f"read={path}"
-        return
-    yield f"list={path}"
-    for entry in sorted(path.iterdir()):
-        if not entry.is_symlink():  # what it points to is open if it lies in a folder that is
-            yield from _readable(entry, hidden)
+def _all_but(shown: Iterable[Path], hidden: Iterable[Path]) -> Iterator[str]:
+    """What may be read; where something below it may not, all that lies beside that. Each path once."""
+    closed = {os.path.realpath(path) for path in hidden}
+    above = {str(parent) for path in closed for parent in Path(path).parents}
+    waiting, met = [os.path.realpath(path) for path in shown], set(closed)
+    while waiting:
+        path = waiting.pop()
+        if path in met:
+            continue
+        met.add(path)
+        yield f"{'list' if path in above else 'read'}={path}"
+        if path in above:
+            with os.scandir(path) as entries:  # what a link points to is open if it lies in a folder that is
+                waiting += [entry.path for entry in entries if not entry.is_symlink()]
 
 
 def _of_its_own(box: Box) -> dict[str, str]:
