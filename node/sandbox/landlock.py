@@ -27,6 +27,7 @@ from node.sandbox.bare import REAP_S, Bare, first, inherited, private
 from node.sandbox.first import CREATE_RULESET
 from node.sandbox.needs import LIBRARIES, LIBRARY, PACKAGES, SYSTEM, gpu_devices, other_libraries, own, python_folders
 from node.sandbox.seccomp import seccomp_filter, threads_filter
+from node.sandbox.slots import Slot, as_user
 from node.sandbox.tell import Told, begun, files
 
 VERSION = 1  # a flag of the call that makes a ruleset: only say which version of Landlock this kernel has
@@ -53,6 +54,7 @@ class Landlock:
         self._abi = min(abi, kernel_abi(), KNOWN)
         self._filter, self._threads = seccomp_filter(alone=True), threads_filter()
         self._trees = Bare()
+        self.slot = Slot(by_path=True)
 
     def start(self, box: Box) -> Popen[bytes]:
         """Start the tree.
@@ -60,11 +62,16 @@ class Landlock:
         Raises:
             OSError: no such program, or a door could not be shut.
         """
+        return self.slot.start(box, lambda user: self._begin(box, user))
+
+    def _begin(self, box: Box, user: int | None) -> Popen[bytes]:
         with files(self._filter, *([self._threads] if box.threads_only else [])) as descriptors:
 
             def start(ready: int) -> Popen[bytes]:
                 filters = [f"{key}={fd}" for key, fd in zip(("filter", "threads"), descriptors, strict=False)]
-                steps = (f"owner={os.getpid()}", f"ready={ready}", f"abi={self._abi}", *filters)
+                # Of a user who has other processes, too, they would count.
+                bound = () if user is None else (f"nproc={box.limits.processes}", *as_user(user, box))
+                steps = (f"owner={os.getpid()}", f"ready={ready}", f"abi={self._abi}", *filters, *bound)
                 argv = (*first(), *steps, *_paths(box), "--", *box.argv)
                 environment = {**inherited(), **private(box), **box.environment, **_of_its_own(box)}
                 return self._trees.launch(box, argv, environment, Told, (ready, *descriptors))
