@@ -2,8 +2,8 @@
 
 Owns where a group is made, its limits, whether somebody was ended at them, the CPU time that was used in it, and that
 no group stays. Version 1 has a hierarchy for each resource, a box then one folder in each, within the groups that the
-node is in. Version 2 has one hierarchy of all, where a group with processes of its own hands nothing on: a box's is made
-beside the node's. Knows no box. NOT tried on a machine: limits of version 2; none of ours hands them on.
+node is in. Version 2 has one hierarchy of all, where a group with processes of its own hands nothing on: a box's is
+made beside the node's. Knows no box. NOT tried on a machine: limits of version 2; none of ours hands them on.
 
 A group is locked by its owner while it is in use, as a trial's folder is, so that what a killed owner left is known.
 """

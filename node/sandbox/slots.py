@@ -28,7 +28,7 @@ _held: list[socket.socket] = []  # a name of the kernel's, given back when this 
 
 
 class Slot:
-    """Who the boxes of one sandbox are. `lacks` says why they were root's, where the node is root and they were."""
+    """Who the boxes of one sandbox are. `lacks` says why one was root's, where the node is root and one was."""
 
     def __init__(self, *, by_path: bool) -> None:
         """`by_path`: nothing is mounted, so each path has to be open to others from the root on."""
@@ -44,11 +44,11 @@ class Slot:
         """
         if os.geteuid() != 0 or self._may is False:
             return start(None)
-        self.lacks = self._closed(box)
-        if self.lacks or self._may:
-            return self._start(box, None if self.lacks else _free_user(), start)
+        user = self._user(box)
+        if user is None or self._may:
+            return self._start(box, user, start)
         try:
-            process = self._start(box, _free_user(), start)
+            process = self._start(box, user, start)
         except OSError as error:
             process = self._start(box, None, start)
             self._may, self.lacks = False, f"root may not start another user's box here ({error})"
@@ -57,11 +57,20 @@ class Slot:
         return process
 
     def _start(self, box: Box, user: int | None, start: Callable[[int | None], Popen[bytes]]) -> Popen[bytes]:
-        """No process of a candidate is there yet: what lies in the scratch is ours to give."""
-        for folder, folders, files in os.walk(box.scratch):
-            for name in (".", *folders, *files):
-                os.chown(os.path.join(folder, name), user or 0, user or 0, follow_symlinks=False)
+        """No process of a candidate is there yet: what lies in the scratch is ours to give, and to take back."""
+        if user is not None or os.stat(box.scratch).st_uid in USERS:
+            for folder, folders, files in os.walk(box.scratch):
+                for name in (".", *folders, *files):
+                    os.chown(os.path.join(folder, name), user or 0, user or 0, follow_symlinks=False)
         return start(user)
+
+    def _user(self, box: Box) -> int | None:
+        user = _free_user()
+        closed = (
+            self._closed(box) if user else f"each user from {USERS[0]} to {USERS[-1]} has an account or a node here"
+        )
+        self.lacks = closed or self.lacks
+        return None if closed else user
 
     def _closed(self, box: Box) -> str:
         """Why this node's user can not read what a box shows; empty when it can."""
@@ -109,12 +118,8 @@ def _closed(path: Path, *, deep: bool) -> Iterator[str]:
 
 
 @cache
-def _free_user() -> int:
-    """One that has no account, and that no other node of this machine took.
-
-    Raises:
-        OSError: there is none left.
-    """
+def _free_user() -> int | None:
+    """One that has no account, and that no other node of this machine took; None where none is left."""
     for user in USERS:
         with suppress(KeyError):
             pwd.getpwuid(user)
@@ -127,7 +132,7 @@ def _free_user() -> int:
         else:
             _held.append(name)
             return user
-    raise OSError(f"every user from {USERS[0]} to {USERS[-1]} has an account or a node here")
+    return None
 
 
 def as_user(user: int | None, box: Box) -> tuple[str, ...]:
