@@ -104,7 +104,7 @@ def _take_file(name: str, folder: int, room: int, to: Path | None) -> tuple[int,
             return _copy(source, facts.st_size, copy)
         finally:
             if copy is not None:
-                os.fchmod(copy, 0o444)
+                os.fchmod(copy, 0o644)  # others may read it: a box may be another user
                 os.close(copy)
     finally:
         os.close(source)
