@@ -99,7 +99,7 @@ def _take_file(name: str, folder: int, room: int, to: Path | None) -> tuple[int,
             raise TrialFailed("candidate", "rule", f"artifact {name!r} is not an ordinary file of its own")
         if facts.st_size > room:
             raise TrialFailed("candidate", "rule", f"left more than the {BYTES // 2**20} MB that are taken")
-        copy = None if to is None else os.open(to / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+        copy = None if to is None else os.open(to / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         try:
             return _copy(source, facts.st_size, copy)
         finally:
