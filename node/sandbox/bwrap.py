@@ -107,13 +107,9 @@ class Bwrap:
     ) -> tuple[str, ...]:
         filter_fd, *others = descriptors
         accounts, threads = others[: len(ACCOUNTS)], tuple(f"threads={fd}" for fd in others[len(ACCOUNTS) :])
-        steps = (
-            *(f"group={door}" for door in doors),
-            f"nproc={box.limits.processes}",
-            *threads,
-            f"ready={ready}",
-            *as_user(user, box),
-        )
+        # A group counts its own processes; this limit counts all of a user's.
+        bound = [f"group={door}" for door in doors] or [f"nproc={box.limits.processes}"]
+        steps = (*bound, *threads, f"ready={ready}", *as_user(user, box))
         return (
             *(self._program, *_walls(user), *_mounts(box), *_accounts(accounts), "--remount-ro", "/"),
             *("--seccomp", str(filter_fd), "--chdir", str(box.scratch if user is None else "/"), *_environment(box)),
