@@ -22,7 +22,7 @@ from node.home import node_home, node_name, study_home, trusts_code
 from node.kept import Asked, Kept
 from node.receive import Inbox, data_for
 from node.researcher import MAX_ATTEMPTS, Memory, Researcher
-from node.sandbox.choice import choose_sandbox
+from node.sandbox.choice import tried_sandbox
 from node.thinker import Thinker
 from node.trial import TrialRun, Workshop, run_trial, score_on_holdout
 from node.watch import Phase
@@ -196,13 +196,15 @@ class Agent:
         unbundle(self._setup.task_files, folder)
         task = load_task(folder)
         needed = self._setup.level_needed
-        sandbox = choose_sandbox(self._setup.sandbox, 0 if trusts_code() else needed)
+        sandbox, found = tried_sandbox(self._setup.sandbox, 0 if trusts_code() else needed)
+        if found.lacks:
+            self.trouble("sandbox", found.lacks)
         say = partial(self.trouble, "data")
         data = data_for(task, folder, self._setup, node_home() / "data", self._inbox.fetch, say)
         platform = platform_of(task, data.fingerprint if data else "", self._setup.threads)
         with self.work:
-            kept = replace(self._node, sandbox_level=sandbox.level, sandbox=sandbox.name)
-            self._node = replace(kept, platform=platform, trusting=sandbox.level < needed)
+            boxed = replace(self._node, sandbox_level=found.level, sandbox=sandbox.name)
+            self._node = replace(boxed, platform=platform, trusting=found.level < needed)
             self._put(self.researcher.interrupted(time.time()))
             self._ready, self._idle = True, "waiting for the first brief"
         scratch, threads = self._home / "scratch", self._setup.threads

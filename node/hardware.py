@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from node.sandbox.choice import best
-from node.sandbox.promises import BOUND, promises
+from node.sandbox.promises import BOUND, NOT_ROOT, kept
 from swarm.records import Platform
 from swarm.task import Task
 
@@ -219,11 +219,13 @@ def _sandbox() -> list[Check]:
     chosen = best()
     sandbox = chosen.make()
     try:
-        held = promises(sandbox)
+        found = kept(sandbox)
     except OSError as error:
         return [Check("sandbox", False, f"{sandbox.name}: {error}", "see docs/security.md")]
-    detail = f"{sandbox.name}, level {sandbox.level}: keeps {sum(held.values())} of {len(held)} promises"
-    fix = "" if all(held.values()) else chosen.lacks or "run only code that you trust; see docs/security.md"
+    held = found.held
+    detail = f"{sandbox.name}, level {found.level}: keeps {sum(held.values())} of {len(held)} promises"
+    missing = "; ".join(filter(None, (chosen.lacks, found.lacks)))
+    fix = "" if all(held.values()) else missing or "run only code that you trust; see docs/security.md"
     return [
         Check("sandbox", not fix, detail, fix),
         *(
@@ -234,6 +236,8 @@ def _sandbox() -> list[Check]:
 
 
 def _needs(promise: str) -> str:
+    if promise == NOT_ROOT:
+        return "needs Python and studies that others may read, or an ordinary user"
     return "needs a control group" if promise in BOUND else "needs walls"
 
 

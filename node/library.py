@@ -99,7 +99,10 @@ def scored_files(task: Path) -> tuple[str, ...]:
         OSError: it has none.
     """
     argv = (sys.executable, "-I", "-c", ASK, str(task.resolve()))
-    told = subprocess.run(argv, capture_output=True, text=True, timeout=ASK_LIMIT_S, stdin=subprocess.DEVNULL)
+    try:
+        told = subprocess.run(argv, capture_output=True, text=True, timeout=ASK_LIMIT_S, stdin=subprocess.DEVNULL)
+    except subprocess.TimeoutExpired as error:
+        raise OSError(f"{task / SOURCES} took more than {ASK_LIMIT_S:.0f} s to tell which files are scored") from error
     if told.returncode or not told.stdout.strip():
         last = told.stderr.strip().splitlines()[-1:] or ["it names none"]
         raise OSError(f"{task / SOURCES} does not tell which files are scored, and boxes must not show them: {last[0]}")

@@ -4,8 +4,7 @@ Owns the targets, the byte table, the frames and the arithmetic. The candidate's
 box of its own, with the artifact and nothing of the split) and sends predictions: never a loss, never a probability, so
 nothing has to be normalised in good faith. Where predictions are too many to be sent, it claims what each token cost,
 and nothing may rest on that before predictions of another process were held against it (`audit.py`). Nothing that a
-candidate wrote is parsed here beyond a 16-byte header and raw floats; the artifact is hashed, never opened as what it
-claims to be.
+candidate wrote is parsed here beyond a 16-byte header and raw floats.
 
 NOT covered here: predictions that looked at the future. The tokens that are sent are the targets, shifted by one; only
 an audit that never sends the future can tell (`audit.py`).
@@ -15,12 +14,10 @@ import builtins
 import os
 import re
 import selectors
-import stat
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from hashlib import sha256
 from pathlib import Path
 from typing import Literal
 
@@ -35,9 +32,6 @@ QUESTION_HEADER, ANSWER_HEADER = struct.Struct("<III"), struct.Struct("<IIII")
 ROWS = 16  # windows in a frame: 17 MB of answers at 256 tokens and 1025 logits each
 FRAME_BYTES = 2**26  # fewer rows when the vocabulary is large
 BLOCK = 128  # rows of logits per step of arithmetic: 0.5 MB stays in the cache
-
-ARTIFACT_ENTRIES = 16
-ARTIFACT_BYTES = 512 * 2**20
 
 # The names that a process may leave behind when it fails: a class of its own could be named after what it read.
 ERRORS = {name for name, it in vars(builtins).items() if isinstance(it, type) and issubclass(it, BaseException)}
@@ -254,51 +248,7 @@ def _in_our_words(message: str) -> str:
     return f"{how}: {name}: {SHAPE}" if name == "CandidateError" and "logits of shape" in said else f"{how}: {name}"
 
 
-# --- what training left ----------------------------------------------------------------------------------
-
-
-def hash_artifact(folder: Path) -> str:
-    """Identity of an artifact: names and bytes of its files. Empty string when there are none.
-
-    Raises:
-        TrialFailed: links, folders, devices, too many or too much; nothing was followed or waited for.
-    """
-    if not stat.S_ISDIR(os.lstat(folder).st_mode):
-        raise TrialFailed("candidate", "rule", "replaced its --out folder by something else")
-    try:
-        with os.scandir(folder) as entries:
-            names = sorted(os.fsencode(entry.name) for entry in entries)
-    except PermissionError as error:
-        raise TrialFailed("candidate", "rule", f"its --out folder cannot be read: {error.strerror}") from error
-    if len(names) > ARTIFACT_ENTRIES:
-        raise TrialFailed("candidate", "rule", f"left {len(names)} files; at most {ARTIFACT_ENTRIES} are taken")
-    total, room = sha256(), ARTIFACT_BYTES
-    for name in names:
-        size, digest = _hash_file(os.path.join(os.fsencode(folder), name), room)
-        room -= size
-        total.update(struct.pack("<IQ", len(name), size) + name + digest)
-    return total.hexdigest() if names else ""
-
-
-def _hash_file(path: bytes, room: int) -> tuple[int, bytes]:
-    name = os.fsdecode(os.path.basename(path))
-    try:
-        # No following of links, no waiting for the other end of a FIFO.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except OSError as error:
-        raise TrialFailed("candidate", "rule", f"artifact {name!r} is not a readable file: {error.strerror}") from error
-    try:
-        facts = os.fstat(descriptor)
-        if not stat.S_ISREG(facts.st_mode) or facts.st_nlink != 1:
-            raise TrialFailed("candidate", "rule", f"artifact {name!r} is not an ordinary file of its own")
-        if facts.st_size > room:
-            raise TrialFailed("candidate", "rule", f"left more than the {ARTIFACT_BYTES // 2**20} MB that are taken")
-        digest = sha256()
-        while chunk := os.read(descriptor, 2**20):
-            digest.update(chunk)
-    finally:
-        os.close(descriptor)
-    return facts.st_size, digest.digest()
+# --- printed ---------------------------------------------------------------------------------------------
 
 
 def printed_score(log: str, pattern: str) -> float:

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
+from node.artifact import hash_artifact, take_again, take_artifact
 from node.audit import CUTS, Others, Passed, audit_of, in_time, plain_bits
 from node.data import Data, write_documents, write_stream
 from node.library import library_for
@@ -31,12 +32,11 @@ from node.scoring import (
     bits_per_byte,
     claimed_bits,
     finish,
-    hash_artifact,
     printed_score,
     read_questions,
     token_bits,
 )
-from node.scratch import new_home, remove, sweep_scratch
+from node.scratch import new_home, opened, remove, sweep_scratch
 from node.watch import Phase, TrialFailed, Watch, check_exit, running
 from swarm.errors import TaskError
 from swarm.records import (
@@ -186,20 +186,20 @@ class _Trial:
     def train_and_score(self, home: Path, keep: Path | None) -> Measurement:
         """Everything, in its order."""
         self._lay_out(home)
-        train = self._train(home)
-        measured = self._score(home, train)
+        with opened(home / "box") as box:
+            train = self._train(home, box)
+            identity = take_artifact("out", box, home / "artifact")
+        measured = self._score(home, train, identity)
         if keep is not None:
-            os.chmod(home / "artifact", 0o700)  # a candidate may have taken our permissions away
             (home / "artifact").rename(keep)
         return measured
 
     def score_again(self, home: Path, artifact: Path, identity: str) -> Measurement:
         """From what training left."""
         self.started_at, started = self.workshop.now(), self.workshop.monotonic()
-        if not _is_still(artifact, identity):
-            raise OSError(f"{artifact} is not the artifact any more that its trial left")
         self._lay_out(home)
-        shutil.copytree(artifact, home / "artifact")
+        if take_again(artifact, home / "artifact") != identity:
+            raise OSError(f"{artifact} is not the artifact any more that its trial left")
         score, _ = self._ask(home, identity)
         return Measurement(score, 0.0, 0.0, self.workshop.monotonic() - started, identity, audited=self._audited)
 
@@ -240,7 +240,7 @@ class _Trial:
     def _code(self, home: Path) -> Path:
         return home / "box" if self.workshop.task.score == "printed" else home / "code"
 
-    def _train(self, home: Path) -> Watch:
+    def _train(self, home: Path, scratch: int) -> Watch:
         task, code = self.workshop.task, self._code(home)
         values, readable = self._shown(home)
         values |= {"out": home / "box" / "out", "seed": self.spec.seed}
@@ -250,7 +250,7 @@ class _Trial:
             box = replace(box, limits=replace(box.limits, cpu_s=math.inf))
         self.started_at = self.workshop.now()
         with self._running(box, "train", home) as watch:
-            released = not task.timed or self._release(watch, home)
+            released = not task.timed or self._release(watch, home, scratch)
             watch.until_end()
         self._judge(watch, home)
         if not released:
@@ -266,14 +266,14 @@ class _Trial:
         shown, released = home / "facts" if task.score == "answers" else data.folder, home / "released"
         return {"data": shown, "budget": released / "stream.bin"}, (shown, released) if task.tokens else (shown,)
 
-    def _release(self, watch: Watch, home: Path) -> bool:
+    def _release(self, watch: Watch, home: Path, scratch: int) -> bool:
         """Let it build and compile, hand over the tokens, start the clock; False when it ended before it was ready."""
-        task, ready = self.workshop.task, home / "box" / "out" / READY
+        task = self.workshop.task
         watch.start_clock(task.compile_seconds, "was not ready for its tokens within")
-        if not watch.until(lambda: os.path.lexists(ready)):
+        if not watch.until(lambda: _is_ready(scratch)):
             return False
-        with suppress(OSError):  # whatever it is; it would be part of the artifact
-            ready.unlink()
+        with suppress(OSError), opened("out", scratch) as out:  # whatever it is; it would be part of the artifact
+            os.unlink(READY, dir_fd=out)
         watch.start_clock(task.seconds + GRACE_S, "ran longer than")
         (home / "stream.bin").rename(home / "released" / "stream.bin")
         return True
@@ -286,14 +286,8 @@ class _Trial:
                 raise TrialFailed("machinery", "disk", f"the disk of {home.parent} is full: free some") from failed
             raise
 
-    def _score(self, home: Path, train: Watch) -> Measurement:
+    def _score(self, home: Path, train: Watch, identity: str) -> Measurement:
         task, started = self.workshop.task, self.workshop.monotonic()
-        artifact = home / "artifact"
-        try:
-            (home / "box" / "out").rename(artifact)  # out of the reach of paths that training knew
-        except (FileNotFoundError, PermissionError) as error:  # not the machine's fault: its seed is not drawn again
-            raise TrialFailed("candidate", "rule", f"took its --out folder away: {error.strerror}") from error
-        identity = hash_artifact(artifact)
         printed = task.score == "printed"
         score, owed_s = (printed_score(train.log.text, task.pattern), 0.0) if printed else self._ask(home, identity)
         return Measurement(
@@ -395,9 +389,8 @@ class _Trial:
             self.log = watch.log.tail
 
 
-def _is_still(artifact: Path, identity: str) -> bool:
-    """Whoever changed it since: not the code that is on trial now."""
-    try:
-        return hash_artifact(artifact) == identity
-    except TrialFailed:
-        return False
+def _is_ready(scratch: int) -> bool:
+    with suppress(OSError), opened("out", scratch) as out:
+        os.stat(READY, dir_fd=out, follow_symlinks=False)
+        return True
+    return False

@@ -105,6 +105,7 @@ class Watch:
         monotonic: Callable[[], float],
         on_phase: Callable[[Phase, float], None],
         starved: Callable[[], bool],
+        used_s: Callable[[], float],
     ) -> None:
         """Begin: the clock runs from here."""
         self.process = process
@@ -113,7 +114,7 @@ class Watch:
         self.cpu_s = 0.0
         self._limits, self._phase, self._stop = limits, phase, stop
         self._late = "ran longer than"
-        self._monotonic, self._on_phase, self._starved = monotonic, on_phase, starved
+        self._monotonic, self._on_phase, self._starved, self._used_s = monotonic, on_phase, starved, used_s
         self._tree = Tree(process.pid, mark)
         self._out_of_memory = _out_of_memory()
         self._footprints = Footprints(scratch, limits.disk_mb, limits.files)
@@ -215,7 +216,7 @@ class Watch:
         now = self._monotonic()
         self._sample_at = now + min(SAMPLE_S, max(FIRST_SAMPLE_S, now - self._started))
         usage = self._tree.usage()
-        self.cpu_s = max(self.cpu_s, usage.cpu_s)
+        self.cpu_s = max(self.cpu_s, usage.cpu_s, self._used_s())  # the group's knows children that nobody collected
         self.peak_memory_mb = max(self.peak_memory_mb, usage.memory_mb)
         self._on_phase(self._phase, self.cpu_s)
         self._check(now, usage)
@@ -227,7 +228,7 @@ class Watch:
         if self._starved():  # one process is dead, and the others may go on as if nothing was
             words = f"{self._phase}: held all of {limits.memory_mb} MB, and the kernel ended one of its processes"
             raise TrialFailed("candidate", "memory", words)
-        if usage.cpu_s > limits.cpu_s:
+        if self.cpu_s > limits.cpu_s:
             raise TrialFailed("candidate", "timeout", f"{self._phase}: used more than {limits.cpu_s:.1f} s of CPU time")
         if now - self._started > limits.wall_s:
             raise TrialFailed("candidate", "timeout", f"{self._phase}: {self._late} {limits.wall_s:.1f} s")
@@ -292,6 +293,7 @@ def running(
             monotonic=monotonic,
             on_phase=on_phase,
             starved=partial(sandbox.starved, process),
+            used_s=partial(sandbox.used_s, process),
         ) as watch:
             try:
                 yield watch

@@ -42,6 +42,18 @@ IN_MEMORY_FILES = (
 )
 # It sees that a child was killed, and goes on as if nothing was.
 GREEDY_CHILD = "import subprocess, sys\nsubprocess.run([sys.executable, '-c', 'x = b\"x\" * (2**29)'])\n"
+# What each child used is in nobody's table once it ended: its parent said that it will collect none.
+HIDES = """
+import os, signal, time
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+for _ in range(8):
+    if os.fork() == 0:
+        while time.process_time() < 0.05: pass
+        os._exit(0)
+    try: os.wait()
+    except ChildProcessError: pass
+print('val_bpb: 1')
+"""
 BOMB = """
 import os, signal, sys
 started = 0
@@ -104,6 +116,11 @@ def test_memory_ends_at_its_limit_and_the_neighbour_lives(bounded: Cgroup, tmp_p
         assert is_running(neighbour.pid) and not bounded.starved(neighbour)
     with box(bounded, tmp_path, calm) as process:
         assert (said(process), said(process), process.wait(10)) == ("here", str(50 * 2**20), 0)
+
+
+def test_cpu_time_of_children_that_nobody_collects_is_counted(workshop: Workshop) -> None:
+    outcome = run_trial(spec_of(HIDES), workshop=workshop).outcome
+    assert isinstance(outcome, Measurement) and outcome.cpu_s >= 0.4
 
 
 @pytest.mark.parametrize("attack", [OVER_TWO, IN_MEMORY_FILES, GREEDY_CHILD])
@@ -220,6 +237,11 @@ TOGETHER = mount("/c/all", "memory,pids")
     [
         ("8:pids:/\n4:memory:/user/one\n0::/", V1, ("/c/memory/user/one", "/c/pids")),
         ("4:pids,memory:/user\n", TOGETHER, ("/c/all/user",)),
+        (
+            "2:cpuacct:/\n8:pids:/\n4:memory:/a\n",
+            f"{V1}\n{mount('/c/cpu', 'cpuacct')}",
+            ("/c/memory/a", "/c/pids", "/c/cpu"),
+        ),
         ("4:memory,pids:/docker/1/user\n", mount("/c/all", "memory,pids", "/docker/1"), ("/c/all/user",)),
     ],
 )

@@ -18,8 +18,10 @@ from node.sandbox import Box, Sandbox
 from node.sandbox.bare import Bare
 from node.sandbox.bwrap import Bwrap
 from node.sandbox.cgroup import Cgroup
-from node.sandbox.choice import best, choose_sandbox, starts
+from node.sandbox.choice import best, choose_sandbox, starts, tried_sandbox
 from node.sandbox.landlock import Landlock, kernel_abi
+from node.sandbox.promises import BOUND, NOT_ROOT, level_of
+from node.sandbox.slots import USERS
 from swarm.errors import ConfigError
 from swarm.records import Limits
 
@@ -307,3 +309,77 @@ def test_a_machine_says_which_landlock_it_has() -> None:
             kernel_abi()
     else:
         assert kernel_abi() >= 1
+
+
+# --- whom a box's processes are, where the node is root ---
+
+AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="of a node that is root")
+TELLS = "open('made', 'w').close()"
+
+
+def made_by(sandbox: Sandbox, scratch: Path, *readable: Path) -> int:
+    """Whose a file is that a box made, seen from outside."""
+    process = sandbox.start(Box((sys.executable, "-c", TELLS), readable, scratch, LIMITS))
+    with process:
+        assert process.stdout is not None
+        said, code = process.stdout.read().decode(), process.wait(10)
+        sandbox.kill(process)
+    assert code == 0, said
+    return (scratch / "made").stat().st_uid
+
+
+@AS_ROOT
+@pytest.mark.parametrize("kind", [Bwrap, Cgroup])
+def test_a_box_of_root_is_another_user_who_has_its_scratch(kind: Kind, tmp_path: Path) -> None:
+    (tmp_path / "given").mkdir(mode=0o700)
+    assert made_by(available(kind), tmp_path) in USERS
+    assert (tmp_path / "given").stat().st_uid == (tmp_path / "made").stat().st_uid
+
+
+@AS_ROOT
+def test_no_two_nodes_have_one_user(tmp_path: Path) -> None:
+    code = "from node.sandbox.slots import _free_user; print(_free_user())"
+    path = os.pathsep.join((str(Path(__file__).resolve().parent.parent), os.environ.get("PYTHONPATH", "")))
+    told = subprocess.run((sys.executable, "-c", code), capture_output=True, env={**os.environ, "PYTHONPATH": path})
+    ours = made_by(available(Bwrap), tmp_path)
+    assert {ours, int(told.stdout)} <= set(USERS) and int(told.stdout) != ours
+
+
+@AS_ROOT
+@pytest.mark.parametrize("kind", [Bwrap, Cgroup, Landlock])
+def test_what_only_root_may_read_makes_a_box_roots_and_is_told(kind: Kind, tmp_path: Path) -> None:
+    (tmp_path / "shown").mkdir()
+    (tmp_path / "shown" / "secret").touch(mode=0o600)
+    (tmp_path / "scratch").mkdir()
+    sandbox = available(kind)
+    assert made_by(sandbox, tmp_path / "scratch", tmp_path / "shown") == 0
+    assert isinstance(sandbox, Bwrap | Landlock) and "only root may" in sandbox.slot.lacks
+
+
+# --- what a sandbox keeps of its promises ---
+
+
+@pytest.mark.parametrize(
+    ("level", "broken", "keeps"),
+    [
+        (3, set(), 3),
+        (3, {"memory has a hard limit"}, 2),
+        (3, {"no network"}, 0),
+        (2, set(BOUND), 2),
+        (2, {"other files are hidden"}, 1),
+        (2, {NOT_ROOT}, 2),
+        (1, {"other files are hidden", *BOUND}, 1),
+        (1, {"the whole tree dies"}, 0),
+        (0, set(), 0),
+    ],
+)
+def test_a_promise_that_does_not_hold_lowers_the_level(level: int, broken: set[str], keeps: int) -> None:
+    promised = ("no network", "other files are hidden", "the whole tree dies", NOT_ROOT, *BOUND)
+    assert level_of(level, {promise: promise not in broken for promise in promised}) == keeps
+
+
+def test_a_sandbox_that_was_named_and_keeps_less_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "boast.py").write_text("from node.sandbox.bare import Bare\nclass Boast(Bare):\n    level = 1\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ConfigError, match="no network.* asks for level 1"):
+        tried_sandbox("boast:Boast")

@@ -1,7 +1,6 @@
 """The scorer: its arithmetic against the obvious way, and what it does with answers that nobody should believe."""
 
 import math
-import os
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +9,7 @@ import numpy as np
 import pytest
 import toy_task as toy
 
-from node.scoring import Questions, bits_per_byte, hash_artifact, printed_score, read_questions, surprise
+from node.scoring import Questions, bits_per_byte, printed_score, read_questions, surprise
 from node.trial import run_trial
 from node.watch import TrialFailed
 from swarm.records import Failure, Measurement, Outcome, Purpose
@@ -166,78 +165,6 @@ def test_the_audit_finds_nothing_that_scoring_left_and_no_other_name(tmp_path: P
     workshop = toy.workshop_at(tmp_path, toy.answers_task(tmp_path / "task", looks + toy.UNIFORM))
     outcome = run_trial(replace(toy.spec_of(toy.HONEST), purpose="confirm"), workshop=workshop).outcome
     assert isinstance(outcome, Measurement) and outcome.audited, outcome
-
-
-# --- the artifact ---
-
-
-@pytest.fixture
-def artifact(tmp_path: Path) -> Path:
-    folder = tmp_path / "artifact"
-    folder.mkdir()
-    (folder / "model.pt").write_bytes(b"weights")
-    return folder
-
-
-def test_the_hash_covers_names_and_bytes(artifact: Path) -> None:
-    first = hash_artifact(artifact)
-    assert len(first) == 64
-    (artifact / "model.pt").write_bytes(b"weighty")
-    second = hash_artifact(artifact)
-    (artifact / "model.pt").rename(artifact / "other.pt")
-    assert len({first, second, hash_artifact(artifact)}) == 3
-
-
-def test_bytes_do_not_move_between_files_unnoticed(tmp_path: Path) -> None:
-    hashes = set()
-    for name, (one, two) in {"x": ("ab", "c"), "y": ("a", "bc")}.items():
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "1").write_text(one)
-        (tmp_path / name / "2").write_text(two)
-        hashes.add(hash_artifact(tmp_path / name))
-    assert len(hashes) == 2
-
-
-def test_an_empty_folder_has_no_hash(tmp_path: Path) -> None:
-    assert hash_artifact(tmp_path) == ""
-
-
-def plant_symlink(folder: Path) -> None:
-    (folder / "link").symlink_to("/etc/passwd")
-
-
-def plant_hard_link(folder: Path) -> None:
-    (folder.parent / "mine").write_text("x")
-    os.link(folder.parent / "mine", folder / "link")
-
-
-def plant_fifo(folder: Path) -> None:
-    os.mkfifo(folder / "fifo")
-
-
-def plant_folder(folder: Path) -> None:
-    (folder / "inner").mkdir()
-
-
-def plant_many(folder: Path) -> None:
-    for i in range(20):
-        (folder / str(i)).touch()
-
-
-def plant_sparse(folder: Path) -> None:
-    with open(folder / "big", "wb") as file:
-        file.truncate(2**40)
-
-
-@pytest.mark.parametrize("plant", [plant_symlink, plant_hard_link, plant_fifo, plant_folder, plant_many, plant_sparse])
-def test_hostile_artifacts_are_refused_at_once(artifact: Path, plant: object) -> None:
-    assert callable(plant)
-    plant(artifact)
-    before = time.monotonic()
-    with pytest.raises(TrialFailed) as caught:
-        hash_artifact(artifact)
-    assert (caught.value.blame, caught.value.reason) == ("candidate", "rule")
-    assert time.monotonic() - before < 1
 
 
 # --- printed scores ---

@@ -47,3 +47,6 @@ class Sandbox(Protocol):
 
     def starved(self, process: Popen[bytes]) -> bool:
         """Whether the kernel ended somebody of the tree at its limit on memory; False where nobody but us holds it."""
+
+    def used_s(self, process: Popen[bytes]) -> float:
+        """CPU seconds that the kernel counted of the tree, with children that nobody collected; 0 where none."""

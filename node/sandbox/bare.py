@@ -100,6 +100,10 @@ class Bare:
         """Nobody but the trial's watch holds memory here."""
         return False
 
+    def used_s(self, process: Popen[bytes]) -> float:
+        """The kernel counts for each process alone."""
+        return 0.0
+
 
 def first(path: str = str(FIRST)) -> tuple[str, ...]:
     """The command that starts a tree's first process, with the limits that hold in every box."""

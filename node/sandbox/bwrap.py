@@ -4,8 +4,12 @@ Owns what is mounted, and that nothing else is. A tree sees the system's program
 Box names, all of it read-only; its scratch; memory-backed /tmp and /dev/shm of limited size. It has no network, no
 capability, no way to gain one, and no process beside its own; `seccomp.py` lists the system calls that it may not make.
 
-NOT covered: faults of the kernel or of a GPU's driver; how much it writes to its scratch and, when the node itself runs
-as root (whom the kernel exempts from its limit), how many processes it starts: both are watched (`node/watch.py`).
+Where the node is root, bubblewrap builds the walls as root, and the tree is a user of this node's own (`slots.py`).
+Where that cannot be, as for an ordinary user, the walls are in a user namespace: the tree is the node's own user,
+without any of its rights.
+
+NOT covered: faults of the kernel or of a GPU's driver; how much it writes to its scratch and, where it is root without
+rights (whom the kernel exempts from its limit), how many processes it starts: both are watched (`node/watch.py`).
 """
 
 import os
@@ -19,15 +23,17 @@ from node.sandbox import Box
 from node.sandbox.bare import FIRST, Bare, first, private
 from node.sandbox.needs import LIBRARIES, LIBRARY, PACKAGES, SYSTEM, gpu_devices, other_libraries, own, python_folders
 from node.sandbox.seccomp import seccomp_filter, threads_filter
+from node.sandbox.slots import Slot, as_user
 from node.sandbox.tell import Told, begun, files
 
 INSIDE_FIRST = "/first.py"
-UID = "1000"  # inside; outside it is the node's own user, without any of its rights
+UID = 1000  # inside, in a user namespace; outside it is the node's own user
 TMPFS_BYTES = 2**30  # inductor's precompiled header alone needs more than 64 MB
-ACCOUNTS = {
-    "/etc/passwd": f"trial:x:{UID}:{UID}::/:/bin/sh\n".encode(),
-    "/etc/group": f"trial:x:{UID}:\n".encode(),
-}
+ACCOUNTS = {"/etc/passwd": "trial:x:{0}:{0}::/:/bin/sh\n", "/etc/group": "trial:x:{0}:\n"}
+IN_A_NAMESPACE = ("--unshare-all", "--unshare-user", "--uid", str(UID), "--gid", str(UID), "--cap-drop", "ALL")
+SEPARATE = ("--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--unshare-cgroup-try")
+# The first process needs two rights to turn the program into the slot's user, and gives them up when it has.
+AS_ROOT = (*SEPARATE, "--cap-drop", "ALL", "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID")
 OUTSIDE = ("SWARM_HOME",)  # for the process that builds the walls: a killed agent's trials are found by it
 INSIDE = ("LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES")
 
@@ -50,6 +56,7 @@ class Bwrap:
         self._program = program
         self._filter, self._threads = seccomp_filter(), threads_filter()
         self._trees = Bare()
+        self.slot = Slot(by_path=False)
 
     def start(self, box: Box) -> Popen[bytes]:
         """Build the walls, and start the tree behind them.
@@ -65,12 +72,16 @@ class Bwrap:
         Raises:
             OSError: no such program, or the walls could not be built.
         """
+        return self.slot.start(box, lambda user: self._begin(box, doors, user))
+
+    def _begin(self, box: Box, doors: tuple[int, ...], user: int | None) -> Popen[bytes]:
         more = (self._threads,) if box.threads_only else ()
-        with files(self._filter, *ACCOUNTS.values(), *more) as descriptors:
+        accounts = (text.format(user or UID).encode() for text in ACCOUNTS.values())
+        with files(self._filter, *accounts, *more) as descriptors:
 
             def start(ready: int) -> Popen[bytes]:
                 outside = {name: os.environ[name] for name in OUTSIDE if name in os.environ} | dict(box.environment)
-                argv = self._command(box, ready, descriptors, doors)
+                argv = self._command(box, ready, descriptors, doors, user)
                 return self._trees.launch(box, argv, outside, Told, (ready, *descriptors, *doors))
 
             return begun(start, self.kill)
@@ -87,22 +98,30 @@ class Bwrap:
         """Nobody but the trial's watch holds memory here."""
         return False
 
-    def _command(self, box: Box, ready: int, descriptors: list[int], doors: tuple[int, ...]) -> tuple[str, ...]:
+    def used_s(self, process: Popen[bytes]) -> float:
+        """The kernel counts for each process alone."""
+        return 0.0
+
+    def _command(
+        self, box: Box, ready: int, descriptors: list[int], doors: tuple[int, ...], user: int | None
+    ) -> tuple[str, ...]:
         filter_fd, *others = descriptors
         accounts, threads = others[: len(ACCOUNTS)], tuple(f"threads={fd}" for fd in others[len(ACCOUNTS) :])
-        steps = (*(f"group={door}" for door in doors), f"nproc={box.limits.processes}", *threads, f"ready={ready}")
+        # A group counts its own processes; this limit counts all of a user's.
+        bound = [f"group={door}" for door in doors] or [f"nproc={box.limits.processes}"]
+        steps = (*bound, *threads, f"ready={ready}", *as_user(user, box))
         return (
-            *(self._program, *_walls(), *_mounts(box), *_accounts(accounts), "--remount-ro", "/"),
-            *("--seccomp", str(filter_fd), "--chdir", str(box.scratch), *_environment(box), "--"),
-            *(*first(INSIDE_FIRST), *steps, "--", *box.argv),
+            *(self._program, *_walls(user), *_mounts(box), *_accounts(accounts), "--remount-ro", "/"),
+            *("--seccomp", str(filter_fd), "--chdir", str(box.scratch if user is None else "/"), *_environment(box)),
+            *("--", *first(INSIDE_FIRST), *steps, "--", *box.argv),
         )
 
 
-def _walls() -> tuple[str, ...]:
+def _walls(user: int | None) -> tuple[str, ...]:
     size = str(TMPFS_BYTES)
     return (
-        *("--unshare-all", "--unshare-user", "--uid", UID, "--gid", UID, "--hostname", "box"),
-        *("--die-with-parent", "--as-pid-1", "--cap-drop", "ALL", "--clearenv"),
+        *(IN_A_NAMESPACE if user is None else AS_ROOT),
+        *("--hostname", "box", "--die-with-parent", "--as-pid-1", "--clearenv"),
         # Root of the machine may write below /proc/sys whatever its namespaces; bwrap leaves that open.
         *("--proc", "/proc", "--ro-bind", "/proc/sys", "/proc/sys", "--dev", "/dev", *_gpu()),
         *("--size", size, "--perms", "1777", "--tmpfs", "/dev/shm", "--remount-ro", "/dev"),  # noqa: S108
@@ -125,8 +144,8 @@ def _mounts(box: Box) -> Iterator[str]:
             yield from ("--symlink", os.readlink(path), path)
         else:
             yield from ("--ro-bind-try", path, path)
-    for path in LIBRARIES:
-        yield from ("--ro-bind-try", path, path)
+    for path in filter(os.path.exists, LIBRARIES):
+        yield from (*_parents(Path(path)), "--ro-bind", path, path)
     shown = {path: False for path in python_folders()}
     shown |= {own(path): False for path in box.readable} | {own(box.scratch): True}
     for folder in sorted(shown):  # before what lies in it
@@ -149,7 +168,7 @@ def _library(library: Path) -> Iterator[str]:
 def _parents(path: Path) -> Iterator[str]:
     """Without this bwrap makes them for its own eyes only."""
     for parent in reversed(path.parents[:-1]):
-        if parent.parts[1] not in ("usr", "sys", "proc", "dev"):
+        if parent.parts[1] not in ("usr", "proc", "dev"):
             yield from ("--perms", "0755", "--dir", str(parent))
 
 

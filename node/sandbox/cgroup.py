@@ -1,7 +1,7 @@
 """Level 3: the box of level 2, whose memory and number of processes the kernel bounds by a control group of its own.
 
 Owns that a box's tree is in its group from its first process on, and that the group ends with it. NOT covered: CPU time
-and wall time, the log and the disk, which are watched (`node/watch.py`) as at every level.
+(counted here, not bound), wall time, the log and the disk, which are watched (`node/watch.py`) as at every level.
 """
 
 from subprocess import Popen
@@ -63,3 +63,7 @@ class Cgroup(Bwrap):
     def starved(self, process: Popen[bytes]) -> bool:
         """Whether somebody of the tree was ended because it met its limit on memory."""
         return self._groups[process].starved()
+
+    def used_s(self, process: Popen[bytes]) -> float:
+        """What the group counted since its first process entered."""
+        return self._groups[process].used_s()

@@ -1,4 +1,4 @@
-"""Which sandbox a node uses: the one the configuration names, or the best that this machine offers."""
+"""Which sandbox a node uses, and at which level: the one that is named, or the best that this machine offers."""
 
 import sys
 import tempfile
@@ -12,6 +12,7 @@ from node.sandbox.bare import Bare
 from node.sandbox.bwrap import Bwrap
 from node.sandbox.cgroup import Cgroup
 from node.sandbox.landlock import Landlock
+from node.sandbox.promises import Kept, kept
 from swarm.errors import ConfigError, PrerequisiteError
 from swarm.plugins import full_name, load_class
 from swarm.records import Limits
@@ -25,6 +26,7 @@ SHORT_NAMES = {
     "landlock": "node.sandbox.landlock:Landlock",
     "bare": "node.sandbox.bare:Bare",
 }
+_found: dict[str, Kept] = {}
 PROBE_S = 20.0  # an empty box takes 0.1 s on an idle machine
 
 
@@ -55,6 +57,36 @@ def choose_sandbox(use: str, least_level: int = 0) -> Sandbox:
     if refusal := too_open(sandbox.name, sandbox.level, least_level):
         raise PrerequisiteError(refusal)
     return sandbox
+
+
+def tried_sandbox(use: str, least_level: int = 0) -> tuple[Sandbox, Kept]:
+    """The same, and what it keeps of its promises here; where it keeps less than its level, less code may run in it.
+
+    Raises:
+        ConfigError: no such sandbox, it cannot be built, or a box of it does not run; or it was named, and keeps less.
+        PrerequisiteError: code that asks for `least_level` may not run in it.
+    """
+    sandbox = choose_sandbox(use, least_level)
+    found = _kept(use, sandbox)
+    if use != AUTO and found.level < sandbox.level:
+        raise ConfigError(
+            f"{found.lacks}, and nodes.sandbox = {use!r} asks for level {sandbox.level}; see `swarm doctor`"
+        )
+    if refusal := too_open(sandbox.name, found.level, least_level):
+        raise PrerequisiteError(f"{refusal} ({found.lacks})")
+    return sandbox, found
+
+
+def _kept(use: str, sandbox: Sandbox) -> Kept:
+    """Tried once per process; level 0 promises nothing."""
+    if sandbox.level == 0:
+        return Kept({}, 0, "")
+    if use not in _found:
+        try:
+            _found[use] = kept(sandbox)
+        except OSError as error:
+            raise ConfigError(f"sandbox {sandbox.name} could not be tried out: {error}; see `swarm doctor`") from error
+    return _found[use]
 
 
 def _build(use: str) -> Sandbox:

@@ -7,20 +7,29 @@ What is not named is not done, and it is done in the order of this file. `owner`
 `ready` a descriptor, and with it the first process stays as the parent of all others: it collects the program and every
 orphan, so that their CPU time is known outside, and ends when the program does. What the program's own children used is
 known only if it collects them itself. `ready` gets `+` when all stands, and a sentence when the program could not be
-started; it is closed when the program runs. `core`, `fsize`, `nofile` and `nproc` are limits. `abi` is the version of
-Landlock to use, `list`, `read`, `write` and `device` (each any number of times) the paths that it leaves open, `filter`
-a descriptor with a filter of system calls, `threads` one with the filter that leaves it threads only.
+started; it is closed when the program runs. `user` is whom the program becomes, where we are root; `also` (any number
+of times) a group that it is in, `at` its working directory, which root without rights may not enter. `core`, `fsize`,
+`nofile` and `nproc` are limits. `abi` is the version of Landlock to use, `list`, `read`, `write` and `device` (each any
+number of times) the paths that it leaves open, `filter` a descriptor with a filter of system calls, `threads` one with
+the filter that leaves it threads only.
 
 A program of its own, because the alternative, Python code between fork and exec (`preexec_fn`), may hang in an owner
 with many threads, and an agent under Ray has dozens. Costs about 10 ms. Knows no trial, and imports nothing of ours.
 """
+
+from __future__ import annotations
 
 import os
 import resource
 import signal
 import sys
 from contextlib import suppress
-from typing import NoReturn
+from functools import cache
+
+TYPE_CHECKING = False  # to import `typing` costs every box 3 ms
+if TYPE_CHECKING:
+    from ctypes import CDLL
+    from typing import NoReturn
 
 SIGNALLED = 128  # as shells do it: 128 + the signal's number; this alone is an exit code of the program's own above it
 PR_SET_PDEATHSIG, PR_SET_SECCOMP, PR_CAPBSET_DROP, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 1, 22, 24, 36, 38
@@ -36,12 +45,19 @@ HANDLED_BITS = {1: 13, 2: 14, 3: 15, 4: 15}  # rights over files that a version 
 TCP, SCOPES = 0b11, 0b11  # bind and connect since the fourth; abstract sockets and signals since the sixth
 
 
+@cache
+def library() -> CDLL:
+    """The C library. To open it anew for each of 400 rules took 16 ms."""
+    import ctypes
+
+    return ctypes.CDLL(None, use_errno=True)
+
+
 def call(what: str, *arguments: object) -> int:
     """Call the C library; an error is raised, and says what was tried."""
     import ctypes  # 4 ms, and a box of bubblewrap needs none of it
 
-    function = ctypes.CDLL(None, use_errno=True)[what.split()[0]]
-    result: int = function(*(ctypes.c_long(a) if isinstance(a, int) else a for a in arguments))
+    result: int = library()[what.split()[0]](*(ctypes.c_long(a) if isinstance(a, int) else a for a in arguments))
     if result == -1:
         raise OSError(ctypes.get_errno(), f"{what}: {os.strerror(ctypes.get_errno())}")
     return result
@@ -71,6 +87,13 @@ def limit(kind: int, value: int) -> None:
     hard = resource.getrlimit(kind)[1]
     value = value if hard == resource.RLIM_INFINITY else min(value, hard)
     resource.setrlimit(kind, (value, value))
+
+
+def turn_into(user: int, groups: list[int]) -> None:
+    """Be this user for ever, with all that comes after: whoever is not root has none of root's rights."""
+    os.setgroups(groups)
+    os.setresgid(user, user, user)
+    os.setresuid(user, user, user)
 
 
 def drop_privileges() -> None:
@@ -158,6 +181,8 @@ def stay(program: list[str], given: dict[str, list[str]]) -> NoReturn:
     if alone:
         signal.signal(signal.SIGTERM, lambda number, frame: leave(child, SIGNALLED + signal.SIGKILL))
         os.close(int(given["filter"][0]))
+    elif "user" in given:
+        drop_privileges()  # as another user we would lose the signal of our owner's death
     os.close(ready)
     nothing = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):  # the pipes are the candidate's: they end when it closes them
@@ -173,6 +198,10 @@ def begin(program: list[str], given: dict[str, list[str]], ready: int, first: in
     try:
         if "abi" in given:
             os.setsid()  # a group of its own, which is ended at one blow
+        if "user" in given:
+            turn_into(int(given["user"][0]), [int(group) for group in given.get("also", ())])
+            os.chdir(given["at"][0])
+        if "abi" in given:
             drop_privileges()
             die_with(first, signal.SIGKILL)
         become(program, given)

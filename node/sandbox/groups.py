@@ -1,9 +1,9 @@
 """Control groups (cgroups): one for each box, in which the kernel counts memory and processes and refuses what is more.
 
-Owns where a group is made, its limits, whether somebody was ended at them, and that no group stays. Version 1 has a
-hierarchy for each resource, a box then one folder in both, within the groups that the node is in. Version 2 has one
-hierarchy of all, where a group with processes of its own hands nothing on: a box's is made beside the node's. Knows no
-box. NOT tried on a machine: limits of version 2; none of ours hands them on.
+Owns where a group is made, its limits, whether somebody was ended at them, the CPU time that was used in it, and that
+no group stays. Version 1 has a hierarchy for each resource, a box then one folder in each, within the groups that the
+node is in. Version 2 has one hierarchy of all, where a group with processes of its own hands nothing on: a box's is
+made beside the node's. Knows no box. NOT tried on a machine: limits of version 2; none of ours hands them on.
 
 A group is locked by its owner while it is in use, as a trial's folder is, so that what a killed owner left is known.
 """
@@ -38,7 +38,7 @@ class Group:
         """
         name = f"{PREFIX}{os.getpid()}-{secrets.token_hex(8)}"
         self._folders = [folder / name for folder in parents(*(path.read_text() for path in TOLD))]
-        self._locks, self._starved = ExitStack(), False
+        self._locks, self._starved, self._used_s = ExitStack(), False, 0.0
         try:
             self._make(limits)
         except BaseException:
@@ -65,6 +65,12 @@ class Group:
         with suppress(FileNotFoundError):  # gone: it stays as it was
             self._starved = self._starved or _starved(self._folders[0])
         return self._starved
+
+    def used_s(self) -> float:
+        """CPU seconds of everybody who was ever in it, whoever collected them; 0 where groups do not count them."""
+        with suppress(FileNotFoundError):  # gone: it stays as it was
+            self._used_s = max([self._used_s, *(_used_s(folder) for folder in self._folders)])
+        return self._used_s
 
     def remove(self) -> None:
         """End whoever is left in it, and remove it. Harmless when it is gone.
@@ -98,7 +104,7 @@ def parents(groups: str, mounts: str) -> tuple[Path, ...]:
     """
     found = _own_folders(groups, mounts)
     if "memory" in found and "pids" in found:
-        return tuple(dict.fromkeys((found["memory"], found["pids"])))
+        return tuple(dict.fromkeys(found[name] for name in ("memory", "pids", "cpuacct") if name in found))
     if "" not in found:
         raise FileNotFoundError(errno.ENOENT, "no control groups are mounted", "/sys/fs/cgroup")
     own = found[""]
@@ -160,6 +166,12 @@ def _starved(folder: Path) -> bool:
     # memory.failcnt would be the word for it, but stays 0 in Linux 6.18.
     most, limit = (int((folder / f"memory.{name}_in_bytes").read_text()) for name in ("max_usage", "limit"))
     return most > limit - CHARGED
+
+
+def _used_s(folder: Path) -> float:
+    if (folder / "cpuacct.usage").exists():
+        return int((folder / "cpuacct.usage").read_text()) / 1e9
+    return _counts(folder / "cpu.stat").get("usage_usec", 0) / 1e6 if (folder / "cpu.stat").exists() else 0.0
 
 
 def _counts(file: Path) -> dict[str, int]:

@@ -61,6 +61,15 @@ def no_privileges() -> bool:
     return lines["NoNewPrivs"] == "1" and int(lines["CapEff"], 16) == 0 and int(lines["CapPrm"], 16) == 0
 
 
+def outside_user() -> int:
+    """Who this process is for the machine outside of the box."""
+    for line in Path("/proc/self/uid_map").read_text().splitlines():
+        inside, outside, count = map(int, line.split())
+        if inside <= os.getuid() < inside + count:
+            return outside + os.getuid() - inside
+    return os.getuid()
+
+
 def results(hidden: Path, port: int, nonce: str) -> dict[str, bool]:
     """Every promise that is tried from inside, and whether it held."""
     kernel = "/proc/sys/kernel/core_pattern"
@@ -78,6 +87,7 @@ def results(hidden: Path, port: int, nonce: str) -> dict[str, bool]:
         "no kernel keys": failed("syscall", KEYCTL.get(os.uname().machine, -1), 0, -3, 1),
         "kernel settings cannot be written": refused(lambda: open(kernel, "r+").close()),
         "no privileges": no_privileges(),
+        "not root outside": outside_user() != 0,
     }
 
 

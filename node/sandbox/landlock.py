@@ -17,7 +17,7 @@ import glob
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from subprocess import Popen, TimeoutExpired
@@ -27,6 +27,7 @@ from node.sandbox.bare import REAP_S, Bare, first, inherited, private
 from node.sandbox.first import CREATE_RULESET
 from node.sandbox.needs import LIBRARIES, LIBRARY, PACKAGES, SYSTEM, gpu_devices, other_libraries, own, python_folders
 from node.sandbox.seccomp import seccomp_filter, threads_filter
+from node.sandbox.slots import Slot, as_user
 from node.sandbox.tell import Told, begun, files
 
 VERSION = 1  # a flag of the call that makes a ruleset: only say which version of Landlock this kernel has
@@ -53,6 +54,7 @@ class Landlock:
         self._abi = min(abi, kernel_abi(), KNOWN)
         self._filter, self._threads = seccomp_filter(alone=True), threads_filter()
         self._trees = Bare()
+        self.slot = Slot(by_path=True)
 
     def start(self, box: Box) -> Popen[bytes]:
         """Start the tree.
@@ -60,11 +62,16 @@ class Landlock:
         Raises:
             OSError: no such program, or a door could not be shut.
         """
+        return self.slot.start(box, lambda user: self._begin(box, user))
+
+    def _begin(self, box: Box, user: int | None) -> Popen[bytes]:
         with files(self._filter, *([self._threads] if box.threads_only else [])) as descriptors:
 
             def start(ready: int) -> Popen[bytes]:
                 filters = [f"{key}={fd}" for key, fd in zip(("filter", "threads"), descriptors, strict=False)]
-                steps = (f"owner={os.getpid()}", f"ready={ready}", f"abi={self._abi}", *filters)
+                # Of a user who has other processes, too, they would count.
+                bound = () if user is None else (f"nproc={box.limits.processes}", *as_user(user, box))
+                steps = (f"owner={os.getpid()}", f"ready={ready}", f"abi={self._abi}", *filters, *bound)
                 argv = (*first(), *steps, *_paths(box), "--", *box.argv)
                 environment = {**inherited(), **private(box), **box.environment, **_of_its_own(box)}
                 return self._trees.launch(box, argv, environment, Told, (ready, *descriptors))
@@ -88,6 +95,10 @@ class Landlock:
         """Nobody but the trial's watch holds memory here."""
         return False
 
+    def used_s(self, process: Popen[bytes]) -> float:
+        """The kernel counts for each process alone."""
+        return 0.0
+
 
 def kernel_abi() -> int:
     """The version of Landlock that this kernel has.
@@ -109,10 +120,8 @@ def kernel_abi() -> int:
 
 def _paths(box: Box) -> Iterator[str]:
     system = [Path(path) for path in ("/usr", *SYSTEM, *LIBRARIES, *MACHINE) if os.path.exists(path)]
-    hidden = () if box.library is None else tuple(path.resolve() for path in (LIBRARY, *other_libraries()))
-    for path in (*system, *python_folders()):
-        yield from _readable(path.resolve() if hidden else path, hidden)
-    packages = [LIBRARY / name for name in PACKAGES if (LIBRARY / name).is_dir()] if hidden else []
+    yield from _all_but((*system, *python_folders()), () if box.library is None else (LIBRARY, *other_libraries()))
+    packages = () if box.library is None else (LIBRARY / name for name in PACKAGES if (LIBRARY / name).is_dir())
     library = () if box.library is None else (box.library, *packages)
     for path in (own(path) for path in (*box.readable, *library)):
         yield f"read={path}"
@@ -124,17 +133,20 @@ def _paths(box: Box) -> Iterator[str]:
     yield f"write={own(box.scratch)}"
 
 
-def _readable(path: Path, hidden: tuple[Path, ...]) -> Iterator[str]:
-    """A path that may be read; where something below it may not, all that lies beside that."""
-    if path in hidden:
-        return
-    if not any(other.is_relative_to(path) for other in hidden):
-        yield f"read={path}"
-        return
-    yield f"list={path}"
-    for entry in sorted(path.iterdir()):
-        if not entry.is_symlink():  # what it points to is open if it lies in a folder that is
-            yield from _readable(entry, hidden)
+def _all_but(shown: Iterable[Path], hidden: Iterable[Path]) -> Iterator[str]:
+    """What may be read; where something below it may not, all that lies beside that. Each path once."""
+    closed = {os.path.realpath(path) for path in hidden}
+    above = {str(parent) for path in closed for parent in Path(path).parents}
+    waiting, met = [os.path.realpath(path) for path in shown], set(closed)
+    while waiting:
+        path = waiting.pop()
+        if path in met:
+            continue
+        met.add(path)
+        yield f"{'list' if path in above else 'read'}={path}"
+        if path in above:
+            with os.scandir(path) as entries:  # what a link points to is open if it lies in a folder that is
+                waiting += [entry.path for entry in entries if not entry.is_symlink()]
 
 
 def _of_its_own(box: Box) -> dict[str, str]:

@@ -6,6 +6,7 @@ Every refusal is one sentence that ends with the fix. Looks only; nothing here s
 import os
 import socket
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 from node import proposers
@@ -29,7 +30,7 @@ def check_choices(config: Config, task: Task, *, local: int) -> None:
     """
     if local:
         proposers.load(config.proposer.use, 0, config.proposer.options)
-        sandboxes.choose_sandbox(config.nodes.sandbox, 0 if config.nodes.trust_code else level_needed(config))
+        sandboxes.tried_sandbox(config.nodes.sandbox, 0 if config.nodes.trust_code else level_needed(config))
     else:
         proposers.check_name(config.proposer.use)
         sandboxes.check_name(config.nodes.sandbox)
@@ -72,15 +73,20 @@ def check_text(folder: Path, task: Task) -> None:
             )
 
 
-def sandbox_words(use: str) -> str:
-    """Which sandbox the nodes of this machine will use, and why it is no better one."""
-    sandbox = sandboxes.choose_sandbox(use)
+def sandbox_words(use: str) -> Iterator[str]:
+    """Lines: which sandbox the nodes of this machine use, why it is no better one, and what it was seen to keep."""
+    sandbox, found = sandboxes.tried_sandbox(use)
     lacks = sandboxes.best().lacks if use == sandboxes.AUTO else ""
     if sandbox.level == 0:
         why = f": NO WALLS, run only code that you trust ({lacks})" if lacks else ": NO WALLS, as you chose"
     else:
         why = f" ({lacks})" if lacks else ""
-    return f"sandbox {sandbox.name}, level {sandbox.level}{why}"
+    yield f"sandbox {sandbox.name}, level {found.level}{why}"
+    if found.lacks:
+        yield found.lacks
+    cells = [f"  {'yes' if held else 'NO '}  {promise:<34}" for promise, held in found.held.items()]
+    for start in range(0, len(cells), 2):
+        yield "".join(cells[start : start + 2]).rstrip()
 
 
 def check_host(host: str) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
+import click
 from rich.console import Console
 
 from coordinator.forges import Forge
@@ -18,6 +19,7 @@ from coordinator.forges.choice import load
 from coordinator.service import Service, Study
 from node.data import prepare_data
 from node.hardware import gpu_name, node_uid
+from node.sandbox.choice import AUTO
 from node.sandbox.groups import sweep as sweep_groups
 from swarm.cli import studies
 from swarm.cli.checks import check_address, check_choices, check_text, check_token, sandbox_words
@@ -153,7 +155,8 @@ def run_study(
     check_choices(used, task, local=local)
     forge = make_forge(used, found.folder)
     if local:
-        console.print(sandbox_words(used.nodes.sandbox), highlight=False, markup=False)
+        for line in sandbox_words(used.nodes.sandbox):
+            console.print(line, highlight=False, markup=False)
     prepared = _prepared(task, task_folder, used, console)
     study = Study(found.folder, found.name, used, task, task_folder.absolute(), *prepared, task_file)
     with Ledger(found.folder / "ledger.sqlite") as ledger:
@@ -297,6 +300,8 @@ def join(
     check_token(token_file)
     lock = _refuse_second_join(home)
     os.environ["SWARM_NODE_NAME"] = name
+    for line in sandbox_words(AUTO):  # a study may name another
+        click.echo(line)
     uses_gpu = gpu_name() is not None if gpu is None else gpu
     uid = node_uid(home)
 

@@ -19,7 +19,7 @@ from coordinator.reproduction import Interval, paired_interval
 from node.data import prepare_data
 from node.hardware import doctor as examine
 from node.hardware import gpu_name, platform_of
-from node.sandbox.choice import choose_sandbox
+from node.sandbox.choice import tried_sandbox
 from node.trial import Workshop, run_trial
 from swarm.adoption import init_task
 from swarm.cli.options import JSON, STUDY, TRUST
@@ -139,7 +139,7 @@ def _find_claimed(told: History, identity: str, place: Path) -> Claimed:
 
 
 def _workshop(task: Task, folder: Path, scratch: Path, config: Config, trust: bool) -> Workshop:
-    sandbox, threads = choose_sandbox("auto", 0 if trust else level_needed(config)), config.nodes.threads
+    (sandbox, _), threads = tried_sandbox("auto", 0 if trust else level_needed(config)), config.nodes.threads
     data = prepare_data(task, folder, config.nodes.data, Path(".cache") / "data")
     return Workshop(task, folder, data, sandbox, scratch, threads)
 
