@@ -28,7 +28,7 @@ class Usage(NamedTuple):
 
     cpu_s: float
     memory_mb: float
-    processes: int
+    processes: int  # as the kernel counts them: each thread is one
 
 
 class Tree:
@@ -50,19 +50,20 @@ class Tree:
         # Not after the end: orphans of the first process would be taken for strays, and counted twice.
         if time.monotonic() >= self._refresh_at and not has_ended(self.pid):
             self._refresh()
-        family_s, memory = 0.0, 0
+        family_s, memory, threads = 0.0, 0, 0
         for process in self._members:
             with suppress(psutil.Error), process.oneshot():
                 times = process.cpu_times()
                 cpu_s = times.user + times.system + times.children_user + times.children_system
                 memory += process.memory_info().rss
+                threads += process.num_threads()
                 if process.pid in self._strays:
                     self._strays[process.pid] = cpu_s
                 else:
                     family_s += cpu_s
         # Between a child's end and its collection its time is in neither table: never count backwards.
         self._cpu_s = max(self._cpu_s, family_s)
-        return Usage(self._cpu_s + sum(self._strays.values()), memory / 2**20, len(self._members))
+        return Usage(self._cpu_s + sum(self._strays.values()), memory / 2**20, threads)
 
     def _refresh(self) -> None:
         started = time.monotonic()

@@ -145,6 +145,10 @@ HOARDS = "hoard = []\nwhile True: hoard.append(bytearray(b'x' * 2**22))\n"
 MANY_FILES = "import time\nfor n in range(900): open(str(n), 'w').close()\ntime.sleep(60)\n"
 MUCH_DISK = "import time\nfor n in range(9): open(str(n), 'wb').write(bytes(2**20))\ntime.sleep(60)\n"
 MULTIPLIES = "import os, time\nfor _ in range(5): os.fork()\ntime.sleep(60)\n"
+THREADS = """
+import threading, time
+for _ in range(30): threading.Thread(target=time.sleep, args=(60,)).start()
+"""
 BURIES = """
 import os, time
 for _ in range(1500):
@@ -179,6 +183,7 @@ ROOMY = toy.spec_of("").limits
         (MUCH_DISK, replace(ROOMY, disk_mb=8), "disk", "more than 8 MB"),
         (BURIES, replace(ROOMY, disk_mb=8), "disk", "cannot be looked into"),
         (MULTIPLIES, replace(ROOMY, processes=20), "rule", "20 are allowed"),
+        (THREADS, replace(ROOMY, processes=20), "rule", "20 are allowed"),
         (NO_ARTIFACT, ROOMY, "rule", "left no file"),
         (HOSTILE_ARTIFACT, ROOMY, "rule", "model.pt"),
     ],
