@@ -56,7 +56,7 @@ class TrialFailed(Exception):
 
     def failure(self, cpu_s: float) -> Failure:
         """As a record."""
-        return Failure(blame=self.blame, reason=self.reason, message=str(self), cpu_s=cpu_s)
+        return Failure(blame=self.blame, reason=self.reason, message=scrub(str(self)), cpu_s=cpu_s)
 
 
 class Log:

@@ -20,7 +20,7 @@ from node.data import prepare_data
 from node.hardware import gpu_name, node_uid
 from node.sandbox.groups import sweep as sweep_groups
 from swarm.cli import studies
-from swarm.cli.checks import check_address, check_choices, check_text, check_token, sandbox_words
+from swarm.cli.checks import check_address, check_choices, check_credentials, check_text, check_token, sandbox_words
 from swarm.cli.view import LiveView, PlainView, final_words
 from swarm.cluster import (
     PRODUCTION,
@@ -151,6 +151,7 @@ def run_study(
     task_folder, task_file = place_of(Path(used.task))
     task = load_task(Path(used.task))
     check_choices(used, task, local=local)
+    check_credentials(used, task_folder, task_file)
     forge = make_forge(used, found.folder)
     if local:
         console.print(sandbox_words(used.nodes.sandbox), highlight=False, markup=False)
