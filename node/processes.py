@@ -8,6 +8,7 @@ of daemons are then not found.
 """
 
 import os
+import re
 import signal
 import time
 from collections.abc import Callable
@@ -55,7 +56,7 @@ class Tree:
             with suppress(psutil.Error), process.oneshot():
                 times = process.cpu_times()
                 cpu_s = times.user + times.system + times.children_user + times.children_system
-                memory += process.memory_info().rss
+                memory += process.memory_info().rss + _page_tables(process.pid)
                 threads += process.num_threads()
                 if process.pid in self._strays:
                     self._strays[process.pid] = cpu_s
@@ -138,6 +139,14 @@ def _marked_without_proc(mark: str) -> list[psutil.Process]:
             if process.environ().get(MARK) == mark:
                 found.append(process)
     return found
+
+
+def _page_tables(pid: int) -> int:
+    """Bytes that the kernel holds to know a process's memory: much, where it has mapped and read what is not there."""
+    with suppress(OSError):
+        with open(f"/proc/{pid}/status", "rb") as file:
+            return 1024 * int((re.findall(rb"^VmPTE:\s+(\d+)", file.read(), re.MULTILINE) or [0])[0])
+    return 0
 
 
 def _runs(process: psutil.Process) -> bool:

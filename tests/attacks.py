@@ -35,6 +35,12 @@ ATTACKS = {
     "hold memory in a file without a name": "import os; os.write(os.memfd_create('x'), bytes(2**20))",
     "hold memory in a segment": f"{CALL}segment = libc.shmget(0, n(2**20), 0o1600)\n"
     "assert segment >= 0, OSError('Error')\nlibc.shmctl(segment, 0, None)",
+    "hold memory in semaphores": f"{CALL}import os\nheld = libc.semget(0, 30000, 0o1600)\n"
+    "assert held >= 0, OSError('Error')\nlibc.semctl(held, 0, 0)",
+    "hold memory in messages": f"{CALL}held = libc.msgget(0, 0o1600)\n"
+    "assert held >= 0, OSError('Error')\nlibc.msgctl(held, 0, None)",
+    "take a disk at once": f"{CALL}file = open('large', 'wb')\n"
+    "assert libc.fallocate(file.fileno(), 1, n(0), n(2**22)) == 0, OSError('Error')",
     "rewrite the first process of its tree": "import os; open(f'/proc/{os.getppid()}/mem', 'r+b', 0).close()",
     "cut shown code by reading it": "import os; os.open(code, os.O_RDONLY | os.O_TRUNC)",
     "change the times of shown code": "import os; before = os.stat(code).st_mtime\n"
@@ -103,6 +109,7 @@ ROOT_ONLY = {
 }
 # Doors that some kernels do not have, or that their owner has shut for all.
 RARE = {
+    "take a disk at once",
     "run in real time",
     "drive the kernel by a ring",
     "reach the machine's console keys",

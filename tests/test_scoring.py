@@ -122,7 +122,8 @@ def test_a_scoring_that_hangs_ends_at_its_limit(tmp_path: Path, script: str) -> 
 HOLDS_UP = {
     # The question is longer than the pipe now: a write that waits for room would wait as long as the candidate likes.
     "by a pipe too short for a question": toy.ASKED + "    import fcntl\n"
-    "    fcntl.fcntl(0, fcntl.F_SETPIPE_SZ, 4096)\n    answer(rows, window, [0.0] * (len(tokens) * V))\n    time.sleep(9)\n",
+    "    fcntl.fcntl(0, fcntl.F_SETPIPE_SZ, 4096)\n    answer(rows, window, [0.0] * (len(tokens) * V))\n"
+    "    time.sleep(9)\n",
     # Whoever reads after it was told that there is something finds nothing, most of the time.
     "by taking back what it answers": "import os\nback = os.open('/proc/self/fd/1', os.O_RDONLY)\n"
     "for _ in range(10**6): os.write(1, b'x'); os.read(back, 1)\n",

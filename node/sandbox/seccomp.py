@@ -50,6 +50,8 @@ DENIED = {
     "memfd_create": (319, 279),
     "memfd_secret": (447, 447),
     "shmget": (29, 194),
+    "semget": (64, 190),
+    "msgget": (68, 186),
     # files that all boxes show tell who opens them, whichever box that is
     "inotify_add_watch": (254, 27),
     # large surfaces that no training needs
@@ -100,6 +102,8 @@ DENIED = {
     "iopl": (172, NEVER),
     "ioperm": (173, NEVER),
 }
+# A whole disk in a moment, before anybody looks: C libraries write zeros where it is not there.
+UNSUPPORTED = {"fallocate": (285, 47)}
 # --- on top: threads only ---
 FORKS = {"fork": (57, NEVER), "vfork": (58, NEVER)}
 CLONE_THREAD = 0x10000
@@ -118,14 +122,12 @@ DENIED_ALONE = {
     "socket": (41, 198),
     "connect": (42, 203),
     "bind": (49, 200),
-    # memory and queues that outlive a trial
+    # memory and queues that outlive a trial, should one ever be had
     "shmat": (30, 196),
     "shmctl": (31, 195),
-    "semget": (64, 190),
     "semop": (65, 193),
     "semtimedop": (220, 192),
     "semctl": (66, 191),
-    "msgget": (68, 186),
     "msgsnd": (69, 189),
     "msgrcv": (70, 188),
     "msgctl": (71, 187),
@@ -211,6 +213,8 @@ def _head(machine: str, column: int) -> Iterator[bytes]:
         yield from _when(AT_LEAST, X32, _refuse(errno.ENOSYS))
     for denied in DENIED.values():
         yield from _when(EQUAL, denied[column], _refuse(errno.EPERM))
+    for missing in UNSUPPORTED.values():
+        yield from _when(EQUAL, missing[column], _refuse(errno.EOPNOTSUPP))
 
 
 def _always(column: int) -> Iterator[bytes]:
