@@ -44,7 +44,7 @@ def scrubbed(thing: Thing) -> Thing:
     if isinstance(thing, str):
         return cast(Thing, scrub(thing))
     if type(thing) is tuple:
-        return cast(Thing, tuple(map(scrubbed, thing)))
+        return cast(Thing, tuple(map(scrubbed, cast("tuple[object, ...]", thing))))
     if not is_dataclass(thing) or isinstance(thing, type):
         return thing
     before = {field.name: getattr(thing, field.name) for field in fields(thing)}
