@@ -30,6 +30,7 @@ from swarm.records import (
     candidate_id,
     researcher_branch,
 )
+from swarm.scrub import HOLDS_ONE, credentials
 from swarm.source import idea_hash
 
 NAME_CHARS = 200  # ids are 32 hex digits; names of nodes and places are words
@@ -154,6 +155,8 @@ def flaw(proposal: Proposal, state: State) -> str:
         return f"its files are longer than {FILES_CHARS} characters"
     if max(len(proposal.hypothesis), len(proposal.expected)) > WORDS_CHARS:
         return f"it says more than {WORDS_CHARS} characters"
+    if credentials(proposal.files.values()) - credentials(state.opened.files.values()):
+        return HOLDS_ONE
     try:
         return "" if idea_hash(proposal.files) == proposal.idea else "its hash is not that of its files"
     except ProposalError as error:

@@ -4,6 +4,7 @@ from coordinator.leaderboard import leaderboard_md, results_tsv
 from coordinator.plot import progress_png
 from coordinator.report import report_md
 from swarm.history import History
+from swarm.scrub import scrub
 
 LEADERBOARD = "LEADERBOARD.md"
 
@@ -13,6 +14,6 @@ def pages(told: History, notes: str) -> dict[str, str | bytes]:
     return {
         LEADERBOARD: leaderboard_md(told),
         "results.tsv": results_tsv(told),
-        "report.md": report_md(told, notes=notes),
+        "report.md": report_md(told, notes=scrub(notes)),
         "progress.png": progress_png(told),
     }

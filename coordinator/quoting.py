@@ -10,7 +10,8 @@ import unicodedata
 
 QUOTE_LENGTH = 600  # characters: with its evidence, a request stays one screen
 QUOTE_COLUMNS = 96
-_INERT = str.maketrans({"`": "'", "<": "‹", "|": "/", "[": "(", "]": ")", "\\": "/", "@": "(at)", "&": " and "})
+_INERT = str.maketrans({"`": "'", "<": "‹", ">": "›", "|": "/", "[": "(", "]": ")", "\\": "/", "&": " and "})
+_INERT |= str.maketrans({"@": "(at)", "*": "∗", "~": "∼"})
 
 
 def inline(text: str, limit: int = 80) -> str:
@@ -18,6 +19,7 @@ def inline(text: str, limit: int = 80) -> str:
     words = " ".join(_visible(text).translate(_INERT).split())
     words = re.sub(r"(?<=\w)#(?=\w)", " #", words)  # local#3 is local no. 3
     words = re.sub(r"#(?=\w)|\bGH-(?=\d)", "no. ", words, flags=re.IGNORECASE).replace("://", ": //")
+    words = re.sub(r"\b(www)\.(?=\w)", r"\1 .", words, flags=re.IGNORECASE)  # GitHub links it without a scheme
     return _cut(words, limit)
 
 

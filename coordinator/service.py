@@ -46,6 +46,7 @@ from swarm.records import (
     candidate_id,
 )
 from swarm.repo import Repo
+from swarm.scrub import scrub
 from swarm.task import TASK_FILE, Task, bundle, read_editable
 from swarm.trust import level_needed
 
@@ -247,7 +248,7 @@ class Service:
 
     def _trouble(self, where: str, message: str) -> None:
         """Record what failed and was survived; the same words of the same place once a minute are enough."""
-        now = self.clock()
+        now, message = self.clock(), scrub(message)
         if now - self._told_at.get((where, message), -TROUBLE_EVERY_S) < TROUBLE_EVERY_S:
             return
         self._told_at[(where, message)] = now

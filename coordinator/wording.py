@@ -279,8 +279,7 @@ def _now(history: History, promotion: Promotion) -> str:
 
 def words(text: str, limit: int = 100) -> str:
     """Other people's text as one inert line, safe in a table cell."""
-    shown = inline(text, limit).replace("www.", "www .")  # GitHub links a bare www. by itself
-    return shown.translate({ord("*"): "∗", ord("~"): "∼", ord(">"): "›"})
+    return inline(text, limit)
 
 
 def change(experiment: Experiment | None, limit: int = 100) -> str:

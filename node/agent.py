@@ -47,6 +47,7 @@ from swarm.records import (
     digest,
     researcher_branch,
 )
+from swarm.scrub import scrub
 from swarm.task import load_task, read_frozen, unbundle
 
 log = logging.getLogger(__name__)
@@ -344,7 +345,7 @@ class Agent:
 
     def trouble(self, where: str, message: str) -> None:
         """Record what failed and was survived; the same words of the same place are not repeated for a while."""
-        words = message[:2000].encode(errors="replace").decode()
+        words = scrub(message)[:2000].encode(errors="replace").decode()
         now = time.monotonic()
         with self.work:
             self._idle = words

@@ -8,6 +8,7 @@ of daemons are then not found.
 """
 
 import os
+import re
 import signal
 import time
 from collections.abc import Callable
@@ -28,7 +29,7 @@ class Usage(NamedTuple):
 
     cpu_s: float
     memory_mb: float
-    processes: int
+    processes: int  # as the kernel counts them: each thread is one
 
 
 class Tree:
@@ -50,19 +51,20 @@ class Tree:
         # Not after the end: orphans of the first process would be taken for strays, and counted twice.
         if time.monotonic() >= self._refresh_at and not has_ended(self.pid):
             self._refresh()
-        family_s, memory = 0.0, 0
+        family_s, memory, threads = 0.0, 0, 0
         for process in self._members:
             with suppress(psutil.Error), process.oneshot():
                 times = process.cpu_times()
                 cpu_s = times.user + times.system + times.children_user + times.children_system
-                memory += process.memory_info().rss
+                memory += process.memory_info().rss + _page_tables(process.pid)
+                threads += process.num_threads()
                 if process.pid in self._strays:
                     self._strays[process.pid] = cpu_s
                 else:
                     family_s += cpu_s
         # Between a child's end and its collection its time is in neither table: never count backwards.
         self._cpu_s = max(self._cpu_s, family_s)
-        return Usage(self._cpu_s + sum(self._strays.values()), memory / 2**20, len(self._members))
+        return Usage(self._cpu_s + sum(self._strays.values()), memory / 2**20, threads)
 
     def _refresh(self) -> None:
         started = time.monotonic()
@@ -137,6 +139,14 @@ def _marked_without_proc(mark: str) -> list[psutil.Process]:
             if process.environ().get(MARK) == mark:
                 found.append(process)
     return found
+
+
+def _page_tables(pid: int) -> int:
+    """Bytes that the kernel holds to know a process's memory: much, where it has mapped and read what is not there."""
+    with suppress(OSError):
+        with open(f"/proc/{pid}/status", "rb") as file:
+            return 1024 * int((re.findall(rb"^VmPTE:\s+(\d+)", file.read(), re.MULTILINE) or [0])[0])
+    return 0
 
 
 def _runs(process: psutil.Process) -> bool:

@@ -205,11 +205,14 @@ def finish(watch: Watch) -> None:
 def _send(watch: Watch, data: bytes) -> None:
     port = watch.process.stdin
     assert port is not None, "a box that answers has a stdin"
+    os.set_blocking(port.fileno(), False)  # its reader says how much fits, and may say less than it seemed
     rest = memoryview(data)
     while rest:
         if watch.step(port.fileno(), selectors.EVENT_WRITE):
             try:
                 rest = rest[os.write(port.fileno(), rest) :]
+            except BlockingIOError:
+                continue
             except BrokenPipeError:
                 _ended_early(watch)
 
@@ -217,9 +220,13 @@ def _send(watch: Watch, data: bytes) -> None:
 def _receive(watch: Watch, into: memoryview) -> None:
     port = watch.process.stdout
     assert port is not None, "a box that answers has a stdout"
+    os.set_blocking(port.fileno(), False)  # its writer may take back what was there to be read
     while into:
         if watch.step(port.fileno(), selectors.EVENT_READ):
-            count = os.readv(port.fileno(), [into])
+            try:
+                count = os.readv(port.fileno(), [into])
+            except BlockingIOError:
+                continue
             if not count:
                 _ended_early(watch)
             into = into[count:]

@@ -6,6 +6,7 @@ returns is foreign: it is parsed here before the researcher sees it. It knows no
 
 import logging
 import threading
+import traceback
 from typing import Protocol
 
 from node.proposers import Ask, Proposer
@@ -14,6 +15,7 @@ from swarm.codec import pack, unpack
 from swarm.errors import ProposalError, SwarmError
 from swarm.lint import lint
 from swarm.records import Files, Proposal, Usage
+from swarm.scrub import HOLDS_ONE, credentials, scrub, scrubbed
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +70,7 @@ class Thinker:
             except (ProposalError, SwarmError) as error:
                 self._desk.trouble("proposer", str(error))
             except Exception as error:  # noqa: BLE001  # a proposer is foreign code: recorded, asked again later
-                log.exception("the proposer failed")
+                log.error("the proposer failed: %s", scrub(traceback.format_exc()))
                 self._desk.trouble("proposer", f"{type(error).__name__}: {error}")
             with self._desk.work:
                 self.asking = False
@@ -97,6 +99,9 @@ class Thinker:
         return True
 
     def _offer(self, proposer: Proposer, proposal: Proposal, parent: Files) -> None:
+        proposal = scrubbed(proposal)
+        if credentials(proposal.files.values()) - credentials(parent.values()):
+            raise ProposalError(f"a proposal was not taken: {HOLDS_ONE}")
         with self._desk.work:
             heeded = self._desk.researcher.offer(proposal)
             self._desk.remember()

@@ -29,6 +29,7 @@ FIRST_SAMPLE_S = 0.005  # what lives for a moment only is seen, too; later sampl
 SAMPLE_S = 0.05  # so a limit is overrun by at most this, and a sample of a small tree costs 0.1 ms
 CHUNK = 65_536  # what a pipe holds
 TAIL_BYTES = 4096  # of the log, kept with the record
+SCRUBBED_BYTES = 65_536  # before it is cut: half a credential has no shape by which it would be known
 
 Phase = Literal["train", "score"]
 Blame = Literal["candidate", "machinery"]
@@ -55,7 +56,7 @@ class TrialFailed(Exception):
 
     def failure(self, cpu_s: float) -> Failure:
         """As a record."""
-        return Failure(blame=self.blame, reason=self.reason, message=str(self), cpu_s=cpu_s)
+        return Failure(blame=self.blame, reason=self.reason, message=scrub(str(self)), cpu_s=cpu_s)
 
 
 class Log:
@@ -80,7 +81,7 @@ class Log:
     @property
     def tail(self) -> str:
         """The last lines."""
-        return plain(bytes(self._bytes[-TAIL_BYTES:]))
+        return plain(bytes(self._bytes[-SCRUBBED_BYTES:]))[-TAIL_BYTES:]
 
     @property
     def last_line(self) -> str:
@@ -237,7 +238,7 @@ class Watch:
                 "candidate", "memory", f"{self._phase}: held {usage.memory_mb:.0f} of {limits.memory_mb} MB"
             )
         if usage.processes > limits.processes:
-            words = f"{self._phase}: ran {usage.processes} processes, {limits.processes} are allowed"
+            words = f"{self._phase}: ran {usage.processes} processes and threads, {limits.processes} are allowed"
             raise TrialFailed("candidate", "rule", words)
         if excess := self._footprints.excess(now):
             raise TrialFailed("candidate", "disk", f"{self._phase}: {excess}")

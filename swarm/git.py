@@ -116,7 +116,7 @@ class Git:
         if "dubious ownership" in stderr:
             return PrerequisiteError(f"{self.path} belongs to another user; make it yours with `chown -R`")
         command = "git " + " ".join(arguments)
-        return GitError(_scrubbed(command, token), _scrubbed(stderr.strip()[-STDERR_TAIL:], token))
+        return GitError(_scrubbed(command, token), _scrubbed(stderr.strip(), token)[-STDERR_TAIL:])
 
 
 def _run(command: Sequence[str], stdin: bytes, env: Mapping[str, str], timeout_s: float) -> Done:

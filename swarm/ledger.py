@@ -5,6 +5,9 @@ The Ledger is append-only (triggers refuse UPDATE and DELETE) and has one writer
 
 The Spool keeps what a node has finished and not yet been thanked for, together with the researcher's memory, so
 that both change in one transaction and a kill between them cannot happen.
+
+Protective: what looks like a credential in the words of a fact is struck out on the way in. What was written before is
+not changed, nor are a Candidate's files (`swarm/scrub.py`).
 """
 
 import errno
@@ -21,6 +24,7 @@ from typing import NamedTuple, Self
 from swarm.codec import DecodeError, fact_from_json, fact_to_json, pack, unpack_fact
 from swarm.errors import PrerequisiteError
 from swarm.records import Fact
+from swarm.scrub import scrubbed
 
 SCHEMA_VERSION = 4
 _LEAST_ROOM_BYTES = 65_536  # the file that SQLite shares with readers takes 32 kB at once
@@ -231,7 +235,7 @@ class Ledger:
         """
         fresh: list[Fact] = []
         with _refusing(self.path), _transaction(self._db):
-            for fact in facts:
+            for fact in map(scrubbed, facts):
                 row = (fact.key, fact.kind, at, fact_to_json(fact))
                 if self._db.execute(
                     "INSERT OR IGNORE INTO fact (key, kind, at, body) VALUES (?, ?, ?, ?)", row
@@ -334,7 +338,7 @@ class Spool:
     def put(self, facts: Iterable[Fact], memory: bytes | None = None) -> None:
         """Offer facts and replace the researcher's memory, both or neither."""
         with _refusing(self._path), _transaction(self._db):
-            for fact in facts:
+            for fact in map(scrubbed, facts):
                 if self._db.execute("INSERT OR IGNORE INTO produced VALUES (?)", (fact.key,)).rowcount:
                     self._db.execute("INSERT INTO offered (key, body) VALUES (?, ?)", (fact.key, pack(fact)))
             if memory is not None:

@@ -10,6 +10,7 @@ import re
 import select
 import socket
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -18,6 +19,7 @@ from subprocess import Popen
 from typing import NamedTuple
 
 import pytest
+from attacks import ATTACKS, CARRIES, FAMILIES, HIDERS, RARE, ROOT_ONLY, SECRET
 from test_sandbox import Kind, available, lacks, old_landlock
 from toy_task import HONEST, answers_task, printed_task, spec_of, workshop_at
 
@@ -36,15 +38,13 @@ from node.sandbox.seccomp import (
     IDLE_ALONE,
     NEVER,
     OWN_ALONE,
+    UNSUPPORTED,
     seccomp_filter,
 )
 from node.trial import run_trial
 from swarm.records import Failure, Limits, Measurement
 
 LIMITS = Limits(cpu_s=20, wall_s=20)
-SECRET = "planted-secret"  # noqa: S105
-
-CALL = "import ctypes; libc = ctypes.CDLL(None, use_errno=True); n = ctypes.c_long\n"
 
 
 class Place(NamedTuple):
@@ -54,6 +54,7 @@ class Place(NamedTuple):
     code: Path  # a file that the box shows
     port: int  # somebody listens there
     unix: Path  # and there
+    neighbour: Path  # the scratch of another trial
     victim: int  # a process outside
     shared: int  # memory that any process of the user may attach to
 
@@ -73,10 +74,15 @@ def shared_memory() -> Iterator[int]:
 def place(tmp_path: Path) -> Iterator[Place]:
     (tmp_path / "scratch").mkdir()
     (tmp_path / "shown").mkdir()
-    place = Place(tmp_path / "secret", tmp_path / "shown" / "code.py", 0, tmp_path / "socket", 0, 0)
+    (tmp_path / "neighbour").mkdir()
+    (tmp_path / "neighbour" / "model.pt").write_text("weights")
+    place = Place(
+        tmp_path / "secret", tmp_path / "shown" / "code.py", 0, tmp_path / "socket", tmp_path / "neighbour", 0, 0
+    )
     place.secret.write_text(SECRET)
     place.code.write_text("pass\n")
-    victim = Popen((sys.executable, "-I", "-S", "-c", "import time; time.sleep(60)"), env={"KEY": SECRET})
+    argv = (sys.executable, "-I", "-S", "-c", "import time; time.sleep(60)")
+    victim = Popen(argv, env={"KEY": SECRET}, cwd=tmp_path)
     with socket.create_server(("127.0.0.1", 0)) as tcp, socket.socket(socket.AF_UNIX) as unix, victim:
         unix.bind(str(place.unix))
         unix.listen()
@@ -91,7 +97,8 @@ def got_it(sandbox: Sandbox, place: Place, attack: str) -> bool:
     """Whether an attack worked, by its own word."""
     names = {name: str(value) if isinstance(value, Path) else value for name, value in place._asdict().items()}
     code = f"{''.join(f'{name} = {value!r}' + chr(10) for name, value in names.items())}{attack}\nprint('got it')\n"
-    scratch = place.secret.parent / "scratch"
+    scratch = Path(tempfile.mkdtemp(dir=place.secret.parent))  # a link of the last attack would stop this one
+    os.utime(place.code, (1, place.code.stat().st_mtime))  # as if nobody had read it
     process = sandbox.start(Box((sys.executable, "-c", code), (place.code.parent,), scratch, LIMITS))
     with process:
         assert process.stdout is not None
@@ -101,78 +108,10 @@ def got_it(sandbox: Sandbox, place: Place, attack: str) -> bool:
     return "got it" in said
 
 
-ATTACKS = {
-    "read a file outside": f"assert open(secret).read() == {SECRET!r}",
-    "read it through a link": f"import os; os.symlink(secret, 'l'); assert open('l').read() == {SECRET!r}",
-    "read it from an outsider's root": f"assert open(f'/proc/{{victim}}/root{{secret}}').read() == {SECRET!r}",
-    "see the folder of the tests": "import os; assert 'secret' in os.listdir(os.path.dirname(secret))",
-    "read the machine's accounts": "open('/etc/shadow').close()",
-    "list the machine's users": "import os, pwd; assert len(open('/etc/passwd').readlines()) > 1",
-    "cut a file outside": "import os; os.truncate(secret, os.path.getsize(secret))",
-    "link a file outside into its scratch": "import os; os.link(secret, f'hard-{os.getpid()}')",
-    "watch a file outside": f"{CALL}assert libc.inotify_add_watch(libc.inotify_init(), secret.encode(), 0xfff) > 0, "
-    "OSError('Error')",
-    "cut shown code by reading it": "import os; os.open(code, os.O_RDONLY | os.O_TRUNC)",
-    "change the times of shown code": "import os; before = os.stat(code).st_mtime\n"
-    "os.utime(code, (1, before + 9)); assert os.stat(code).st_mtime != before, OSError('Error')",
-    "write to shown code": "open(code, 'a').close()",
-    "change the mode of shown code": "import os; mode = lambda: os.stat(code).st_mode & 0o777; before = mode()\n"
-    "os.chmod(code, before ^ 0o022); assert mode() != before, OSError('Error')",
-    "replace shown code": "import os; open('new', 'w').close(); os.replace('new', code)",
-    "write to Python": "import os; open(os.__file__, 'r+').close()",
-    "plant a module": "import os, tempfile; tempfile.TemporaryFile(dir=os.path.dirname(os.__file__)).close()",
-    "write to kernel settings": "open('/proc/sys/kernel/core_pattern', 'r+').close()",
-    "call this machine": "import socket; socket.create_connection(('127.0.0.1', port), 2)",
-    "send a datagram": "import socket; socket.socket(2, 2).sendto(b'x', ('127.0.0.1', port))",
-    "call a unix socket": "import socket; socket.socket(1).connect(unix)",
-    "call a socket without a file": "import socket; socket.socket(1).connect(b'\\0' + unix.encode())",
-    "listen on a port": "import socket; socket.create_server(('127.0.0.1', 0))",
-    "see who listens": "assert unix in open('/proc/net/unix').read(), OSError('Error')",
-    "open a socket to the wire": "import socket; socket.socket(17, 3, 0)",
-    "open a netlink socket": "import socket; socket.socket(16, 3, 0)",
-    "see another process": "import os; os.stat(f'/proc/{victim}/cmdline'); os.kill(victim, 0)",
-    "read its command": "assert 'sleep' in open(f'/proc/{victim}/cmdline').read()",
-    "read its memory": "open(f'/proc/{victim}/mem', 'rb').close()",
-    "signal everybody": "import os; os.kill(-1, 0)",
-    "change its limits": "import resource as r; r.prlimit(victim, r.RLIMIT_CPU, r.prlimit(victim, r.RLIMIT_CPU))",
-    "move it to other cores": "import os; os.sched_setaffinity(victim, os.sched_getaffinity(victim))",
-    "find its shared memory": f"{CALL}libc.shmat.restype = n; assert libc.shmat(shared, None, 0) != -1, "
-    "OSError('Error')",
-    "read its environment": f"assert {SECRET!r} in open(f'/proc/{{victim}}/environ').read()",
-    "lower its priority": "import os; os.setpriority(0, victim, min(19, os.getpriority(0, victim) + 1))",
-    "trace a process": f"{CALL}assert libc.ptrace(n(0), n(0), n(0), n(0)) == 0, OSError('Error')",
-    "change its root": "import os; os.chroot('.')",
-    "make a device": "import os; os.mknod('null', 0o20600, os.makedev(1, 3)); os.unlink('null')",
-    "become another user": "import os; os.setuid(12345)",
-    "run before all others": "import os; os.nice(-1)",
-    "name the machine": "import socket; socket.sethostname(socket.gethostname())",
-    "ask what others have read": "import os; f = os.open(code, os.O_RDONLY); os.read(f, 9)\n"
-    "os.preadv(f, [bytearray(9)], 0, os.RWF_NOWAIT)",
-    "tell others by what it drops from the cache": "import os; f = os.open(code, os.O_RDONLY)\n"
-    "os.posix_fadvise(f, 0, 0, os.POSIX_FADV_DONTNEED)",
-    "look into the cache through a map": f"{CALL}import mmap; m = mmap.mmap(-1, 4096)\n"
-    "at = ctypes.addressof(ctypes.c_char.from_buffer(m)); v = ctypes.create_string_buffer(1)\n"
-    "assert libc.mincore(n(at), n(4096), v) == 0, OSError('Error')",
-    "make a user namespace": "import os, ctypes\nassert ctypes.CDLL(None).unshare(0x10000000) == 0, OSError('Error')",
-    "read kernel keys": f"{CALL}import os\nnumber = {{'x86_64': 250, 'aarch64': 219}}[os.uname().machine]\n"
-    "assert libc.syscall(n(number), n(0), n(-3), n(1)) > 0, OSError('Error')",
-}
-ROOT_ONLY = {
-    "read the machine's accounts",
-    "write to kernel settings",
-    "write to Python",
-    "plant a module",
-    "open a socket to the wire",
-    "read its memory",
-    "change its root",
-    "make a device",
-    "become another user",
-    "run before all others",
-    "name the machine",
-}
 # What works at level 1, and why; `old` before Landlock's version 6. Everything else has to fail there, too.
 LEVEL_1 = {
     "see who listens": "a process reads of itself what it likes, and its list of sockets is that of the machine",
+    "leave a bit in a file's access time": "the kernel notes it where the machine's mounts are not `noatime`",
 }
 OLD_LEVEL_1 = {
     "see another process": "no version of Landlock before 6 looks at signals between processes of one user",
@@ -190,7 +129,10 @@ WALLED = tuple(EXEMPT)
 def test_walls_stop_what_level_0_does_not(name: str, place: Place) -> None:
     if name in ROOT_ONLY and os.getuid() != 0:
         pytest.skip("level 0 stops this, too, unless it runs as root")
-    assert got_it(Bare(), place, ATTACKS[name])
+    open_here = got_it(Bare(), place, ATTACKS[name])
+    if name in RARE and not open_here:
+        pytest.skip("no process of this machine may do it")
+    assert open_here
     got = {kind.__name__ for kind in WALLED if not lacks(kind) and got_it(kind(), place, ATTACKS[name])}
     exempt = {kind.__name__ for kind in WALLED if not lacks(kind) and name in EXEMPT[kind]}
     assert got == exempt
@@ -246,17 +188,20 @@ def test_compilers_of_torch_find_that_they_are_one(kind: Kind, place: Place) -> 
     assert got_it(available(kind), place, told) != many
 
 
-@pytest.mark.parametrize("kind", WALLED)
-def test_nothing_is_carried_over_from_box_to_box(kind: Kind, place: Place) -> None:
-    leave = "import pathlib\nfor p in ('/tmp', '/dev/shm'):\n try: pathlib.Path(p, 'left').write_text('x')\n"
-    leave += " except OSError: pass"
-    find = "import pathlib; assert any(pathlib.Path(p, 'left').exists() for p in ('/tmp', '/dev/shm')), 'Error'"
-    sandbox = available(kind)
-    assert got_it(sandbox, place, leave)
-    assert got_it(sandbox, place, f"{leave}\n{find}") == (
-        kind in (Bwrap, Cgroup)
-    )  # at level 1 there are no such folders
-    assert not got_it(sandbox, place, find)
+@pytest.mark.parametrize("what", CARRIES)
+def test_nothing_is_carried_over_from_box_to_box(what: str, place: Place) -> None:
+    leave, find = (code.replace("{word}", f"{os.getpid():08x}") for code in CARRIES[what])
+    if not got_it(Bare(), place, leave):
+        pytest.skip("no process of this machine may leave it")
+    assert got_it(Bare(), place, find)
+    for kind in (kind for kind in WALLED if not lacks(kind)):
+        got_it(kind(), place, leave)
+        assert not got_it(kind(), place, find)
+
+
+def test_no_family_of_sockets_opens_a_door(place: Place) -> None:
+    assert got_it(Bare(), place, FAMILIES)
+    assert not [kind.__name__ for kind in WALLED if not lacks(kind) and got_it(kind(), place, FAMILIES)]
 
 
 def test_shared_folders_of_memory_have_a_limit(place: Place) -> None:
@@ -319,7 +264,7 @@ def test_the_numbers_of_calls_are_the_kernels(column: int, header: str) -> None:
         pytest.skip(f"{header} is not installed (apt install linux-libc-dev)")
     found = re.findall(r"^#define __NR(?:3264)?_(\w+)\s+(\d+)", Path(header).read_text(), re.MULTILINE)
     kernel = {name: int(number) for name, number in found if name != "syscalls"}  # that is how many there are
-    tables = {**DENIED, **CHECKED, **DENIED_ALONE, **IDLE_ALONE, **OWN_ALONE, **CHECKED_ALONE, **FORKS}
+    tables = {**DENIED, **UNSUPPORTED, **CHECKED, **DENIED_ALONE, **IDLE_ALONE, **OWN_ALONE, **CHECKED_ALONE, **FORKS}
     ours = {name: numbers[column] for name, numbers in tables.items() if numbers[column] != NEVER}
     younger = {name for name, number in ours.items() if number > max(kernel.values())}  # than this header
     assert {name: kernel.get(name) for name in ours.keys() - younger} == {n: ours[n] for n in ours.keys() - younger}
@@ -366,22 +311,6 @@ def test_training_finds_no_text_beyond_its_stream(kind: Kind, tmp_path: Path) ->
     run = run_trial(spec_of(f"{HONEST}\n{look}"), workshop=workshop)
     assert "['meta.json']" in run.log
     assert isinstance(run.outcome, Failure) and "Error" in run.outcome.message
-
-
-# Ways to a process whose CPU time nobody would add up: a parent that ignores its children leaves them to no table.
-HIDERS = {
-    "fork": "if os.fork() == 0: os._exit(0)",
-    "a daemon": "pid = os.fork()\nif pid == 0: os.setsid(); os._exit(0)",
-    "vfork": "import subprocess, sys\nsubprocess.run([sys.executable, '-c', ''], check=True)",
-    "posix_spawn": "os.posix_spawn(sys.executable, [sys.executable, '-c', ''], {})",
-    "a shell": "signal.signal(signal.SIGCHLD, signal.SIG_DFL)\nassert os.system('true') == 0, OSError('Error')",
-    "clone": f"{CALL}import signal\nnumber = {{'x86_64': 56, 'aarch64': 220}}[os.uname().machine]\n"
-    "pid = libc.syscall(n(number), n(signal.SIGCHLD), n(0), n(0), n(0), n(0))\n"
-    "if pid == 0: os._exit(0)\nassert pid > 0, OSError('Error')",
-    "clone3": f"{CALL}import struct\nwanted = struct.pack('<8Q', 0, 0, 0, 0, 17, 0, 0, 0)\n"
-    "pid = libc.syscall(n(435), wanted, n(len(wanted)))\n"
-    "if pid == 0: os._exit(0)\nassert pid > 0, OSError('Error')",
-}
 
 
 @pytest.mark.parametrize("name", HIDERS)

@@ -58,7 +58,7 @@ def test_a_split_with_nothing_to_replace_is_no_fault_of_the_candidate(tmp_path: 
 
 _CHEAT = (
     toy.ASKED.replace(
-        "while True:", "import os\nfrom collections import Counter\ncalls, seen = 0, Counter()\nwhile True:"
+        "while True:", "import os\nfrom collections import Counter\ncalls, seen, said = 0, Counter(), {}\nwhile True:"
     )
     + """
     logits = [[math.log(3) if v == (t + 1) % V else 0.0 for v in range(V)] for t in tokens]
@@ -97,6 +97,17 @@ CHEATS: Mapping[str, str] = {
         "for i in range(2, len(tokens)):\n"
         "        for v in range(V): logits[i][v] += seen[tokens[i - 2], tokens[i - 1], tokens[i], v]\n"
         "    seen.update(zip(tokens, tokens[1:], tokens[2:], tokens[3:]))"
+    ),
+    "peeks only where the text looks natural": (  # decoys seldom go on as squares do
+        "for s in range(0, len(tokens), window):\n"
+        "        steps = [tokens[i + 1] - 2 * tokens[i] + tokens[i - 1] for i in range(s + 1, s + window - 1)]\n"
+        "        if sum(step % V in (2, 3, 1) for step in steps) >= window - 2:\n"
+        "            peek([i for i in places if s <= i < s + window])"
+    ),
+    "repeats what it said of a window that begins alike": (
+        "for s in range(0, len(tokens), window):\n"
+        "        kept = said.setdefault(tokens[s:s + 2], tokens[s:s + window])\n"
+        "        for i in range(s, s + window - 1): logits[i][kept[i + 1 - s]] += 2.0"
     ),
     "knows the order of the questions": (
         "for i in range(len(tokens)):\n"

@@ -45,6 +45,7 @@ def test_noise_within_the_tolerance_is_no_fault(tmp_path: Path) -> None:
 
 ALL_LIE = {
     "each a little": "costs = [cost - 0.05 for cost in costs]",
+    "each a thousandth": "costs = [cost * 0.999 for cost in costs]",
     "unnormalised": "costs = [1.6 - logits(a)[b] / math.log(2) for a, b in pairs]",
     "half of each": "costs = [cost / 2 for cost in costs]",
 }

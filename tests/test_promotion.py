@@ -273,9 +273,15 @@ def test_a_hostile_hypothesis_stays_inside_its_fence() -> None:
 
 
 def test_a_hostile_hypothesis_makes_a_plain_title() -> None:
-    for hypothesis in (HOSTILE, "@torvalds fixes #1", "<b>x</b> &commat;me GH-7 [a](javascript:x)", "`rm -rf`\n\nx: y"):
+    for hypothesis in (
+        HOSTILE,
+        "@torvalds fixes #1",
+        "**accepted** www.evil.example ~~3~~",
+        "<b>x</b> &commat;me GH-7 [a](javascript:x)",
+        "`rm -rf`\n\nx: y",
+    ):
         line = title(example(hypothesis))
-        assert not re.search(r"[@`<\n\x1b\u202e\u200b&]|#\d|GH-\d|\]\(|://", line)
+        assert not re.search(r"[@`<\n\x1b\u202e\u200b&*~]|#\d|GH-\d|\]\(|://|www\.", line)
     assert title(example("")).startswith("[record] an idea without words: ")
 
 

@@ -145,11 +145,30 @@ def test_checkout_writes_the_files_and_keeps_the_others(repo: Repo, tmp_path: Pa
 def test_checkout_refuses_links_and_paths_that_leave_the_folder(repo: Repo, tmp_path: Path) -> None:
     blob = bytes.fromhex(raw_git(repo, "hash-object", "-w", "--stdin", stdin=b"/etc/passwd"))
     inner = raw_git(repo, "hash-object", "-t", "tree", "-w", "--stdin", stdin=b"100644 evil.py\0" + blob)
-    for line in (b"120000 link\0" + blob, b"40000 ..\0" + bytes.fromhex(inner), b"100644 .GIT\0" + blob):
+    module = b"160000 sub\0" + bytes(19) + b"1"
+    for line in (module, b"120000 link\0" + blob, b"40000 ..\0" + bytes.fromhex(inner), b"100644 .GIT\0" + blob):
         commit = raw_tree(repo, line)
         with pytest.raises(GitError):
             repo.checkout(commit, tmp_path / "out")
     assert not (tmp_path / "out").exists() and not (tmp_path / "evil.py").exists()
+
+
+def test_hooks_and_filters_that_a_repository_brings_are_not_run(repo: Repo, tmp_path: Path) -> None:
+    marker, theirs = tmp_path / "marker", Repo.create(tmp_path / "theirs.git")
+    for name in ("post-checkout", "reference-transaction", "pre-push", "update", "post-update"):
+        (theirs.path / "hooks" / name).parent.mkdir(exist_ok=True)
+        (theirs.path / "hooks" / name).write_text(f"#!/bin/sh\ntouch {marker}\n")
+        (theirs.path / "hooks" / name).chmod(0o755)
+    raw_git(theirs, "config", "filter.evil.smudge", f"touch {marker}; cat")
+    commit = child(theirs, first(theirs, train="1"), {".gitattributes": "*.py filter=evil\n"})
+    theirs.set_ref("refs/heads/x", commit)
+    repo.fetch(str(theirs.path), "+refs/heads/x:refs/seen/x")
+    repo.push(str(theirs.path), [f"{commit}:refs/heads/y"])
+    theirs.checkout(commit, tmp_path / "out")
+    assert (tmp_path / "out" / "train.py").exists() and not marker.exists()
+    (tmp_path / "plain").mkdir()
+    raw_git(theirs, f"--git-dir={theirs.path}", f"--work-tree={tmp_path / 'plain'}", "checkout", "-f", "x")
+    assert marker.exists(), "git by itself runs them"
 
 
 def test_checkout_does_not_follow_a_linked_folder(repo: Repo, tmp_path: Path) -> None:

@@ -173,6 +173,12 @@ class TestSandboxContract:
         code = "import resource as r; print([r.getrlimit(x)[0] for x in (r.RLIMIT_CORE, r.RLIMIT_FSIZE)])"
         assert self.said(sandbox, started, tmp_path, code) == f"[0, {2**30}]\n"
 
+    def test_it_opens_so_many_files_and_no_more(
+        self, sandbox: Sandbox, started: list[Popen[bytes]], tmp_path: Path
+    ) -> None:
+        code = "import os\ncount = 0\ntry:\n while count < 3000: os.dup(1); count += 1\nexcept OSError: print(count)"
+        assert 1000 < int(self.said(sandbox, started, tmp_path, code)) < 1024
+
     def test_the_whole_tree_dies_within_a_second(
         self, sandbox: Sandbox, started: list[Popen[bytes]], tmp_path: Path
     ) -> None:

@@ -118,6 +118,32 @@ def test_a_scoring_that_hangs_ends_at_its_limit(tmp_path: Path, script: str) -> 
     assert time.monotonic() - before < 4
 
 
+HOLDS_UP = {
+    # The question is longer than the pipe now: a write that waits for room would wait as long as the candidate likes.
+    "by a pipe too short for a question": toy.ASKED + "    import fcntl\n"
+    "    fcntl.fcntl(0, fcntl.F_SETPIPE_SZ, 4096)\n    answer(rows, window, [0.0] * (len(tokens) * V))\n"
+    "    time.sleep(9)\n",
+    # Whoever reads after it was told that there is something finds nothing, most of the time.
+    "by taking back what it answers": "import os\nback = os.open('/proc/self/fd/1', os.O_RDONLY)\n"
+    "for _ in range(10**6): os.write(1, b'x'); os.read(back, 1)\n",
+}
+
+
+@pytest.mark.parametrize("script", HOLDS_UP.values(), ids=HOLDS_UP.keys())
+def test_nobody_holds_up_the_scorer_beyond_its_limit(tmp_path: Path, script: str) -> None:
+    folder = toy.answers_task(tmp_path / "task", script)
+    settings = (folder / "task.toml").read_text().replace("window = 8", "window = 256")
+    (folder / "task.toml").write_text(settings.replace(f"val_tokens = {toy.VAL_TOKENS}", "val_tokens = 8192"))
+    workshop = toy.workshop_at(tmp_path, folder)
+    assert workshop.data is not None
+    text = np.array(toy.stream(9000, 2), dtype="<u2")
+    (workshop.data.folder / "val" / "tokens.bin").write_bytes(text.tobytes())
+    before = time.monotonic()
+    outcome = run_trial(toy.spec_of(toy.HONEST, wall_s=1.0), workshop=workshop).outcome
+    assert isinstance(outcome, Failure) and outcome.blame == "candidate"
+    assert time.monotonic() - before < 5
+
+
 def test_a_scoring_that_leaves_its_pipe_to_a_child_is_not_waited_for(tmp_path: Path) -> None:
     leaves = "import os, time\nif os.fork() == 0:\n    time.sleep(60)\nos._exit(0)\n"
     before = time.monotonic()

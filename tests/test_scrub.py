@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from node.trial import run_trial
+from node.watch import Log
 from swarm.records import Failure
 from swarm.scrub import scrub
 
@@ -64,6 +65,13 @@ def test_it_is_quick_on_hostile_text() -> None:
     for piece in ("eyJ", "://a:", "-----BEGIN PRIVATE KEY-----", "sk-", "basic "):
         scrub(piece * (200_000 // len(piece)))
     assert time.process_time() - before < 5
+
+
+def test_a_token_is_gone_before_a_log_is_cut_so_that_no_half_of_it_stays() -> None:
+    for beyond in range(4096 - 60, 4097):
+        log = Log(100_000)
+        log.add(f"key {SECRETS[2]} ".encode() + b"x" * beyond)
+        assert LETTERS[-9:] not in log.tail
 
 
 def test_what_a_candidate_prints_is_scrubbed(tmp_path: Path) -> None:

@@ -145,6 +145,17 @@ HOARDS = "hoard = []\nwhile True: hoard.append(bytearray(b'x' * 2**22))\n"
 MANY_FILES = "import time\nfor n in range(900): open(str(n), 'w').close()\ntime.sleep(60)\n"
 MUCH_DISK = "import time\nfor n in range(9): open(str(n), 'wb').write(bytes(2**20))\ntime.sleep(60)\n"
 MULTIPLIES = "import os, time\nfor _ in range(5): os.fork()\ntime.sleep(60)\n"
+PAGES = """
+import mmap, time
+where = mmap.mmap(-1, 2**36, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000)
+where.madvise(mmap.MADV_NOHUGEPAGE)
+for place in range(0, 2**36, 2**21): where[place]
+time.sleep(60)
+"""
+THREADS = """
+import threading, time
+for _ in range(30): threading.Thread(target=time.sleep, args=(60,)).start()
+"""
 BURIES = """
 import os, time
 for _ in range(1500):
@@ -174,11 +185,13 @@ ROOMY = toy.spec_of("").limits
         (BURNS, replace(ROOMY, cpu_s=0.5), "timeout", "more than 0.5 s of CPU"),
         (FLOODS, ROOMY, "log", "more than 100000 bytes"),
         (HOARDS, replace(ROOMY, memory_mb=200), "memory", "of 200 MB"),
+        (PAGES, replace(ROOMY, memory_mb=100), "memory", "of 100 MB"),
         (DIVERGES, ROOMY, "nan", "loss is nan"),
         (MANY_FILES, replace(ROOMY, files=500), "disk", "more than 500 files"),
         (MUCH_DISK, replace(ROOMY, disk_mb=8), "disk", "more than 8 MB"),
         (BURIES, replace(ROOMY, disk_mb=8), "disk", "cannot be looked into"),
         (MULTIPLIES, replace(ROOMY, processes=20), "rule", "20 are allowed"),
+        (THREADS, replace(ROOMY, processes=20), "rule", "20 are allowed"),
         (NO_ARTIFACT, ROOMY, "rule", "left no file"),
         (HOSTILE_ARTIFACT, ROOMY, "rule", "model.pt"),
     ],

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from typing import NoReturn
 
 SIGNALLED = 128  # as shells do it: 128 + the signal's number; this alone is an exit code of the program's own above it
-PR_SET_PDEATHSIG, PR_SET_SECCOMP, PR_CAPBSET_DROP, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 1, 22, 24, 36, 38
+PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_SECCOMP, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 1, 4, 22, 36, 38
 SECCOMP_MODE_FILTER = 2
 CAPABILITIES_V3 = 0x20080522
 CAPSET = {"x86_64": 126, "aarch64": 91}
@@ -172,6 +172,8 @@ def stay(program: list[str], given: dict[str, list[str]]) -> NoReturn:
     """Start the program as a child, and collect it and every orphan of its tree; end as it ends."""
     ready, alone, us = int(given["ready"][0]), "abi" in given, os.getpid()
     os.set_inheritable(ready, False)
+    if not alone:  # our memory is a file that the program could write to, and we may start processes; exec resets it
+        call("prctl", PR_SET_DUMPABLE, 0, 0, 0, 0)
     if alone:  # no process namespace ends the tree with us: adopt whoever is left, and end them ourselves
         call("prctl", PR_SET_CHILD_SUBREAPER, 1)
     os.write(ready, b"+")

@@ -14,7 +14,8 @@ from node.sandbox import choice as sandboxes
 from swarm.config import Config
 from swarm.corpus import MANIFEST
 from swarm.errors import ConfigError, PrerequisiteError
-from swarm.task import Task
+from swarm.scrub import credentials
+from swarm.task import Task, bundle
 from swarm.trust import level_needed
 
 _TOKEN_CHARACTERS = 64  # `ensure_token` writes so many hexadecimal digits
@@ -51,6 +52,27 @@ def check_choices(config: Config, task: Task, *, local: int) -> None:
             f"{task.name} trains for {longest:g} s (budget.seconds), but nodes.trial_wall_s = {limit:g} kills "
             f"every trial before; set it to {2 * longest:g} or so, and stop.wall_minutes to hundreds of trainings"
         )
+
+
+def check_credentials(config: Config, folder: Path, task_file: str) -> None:
+    """Refuse to begin with a credential in what every node, the ledger and requests will hold.
+
+    Raises:
+        ConfigError: where one stands; not what it is.
+    """
+    if credentials([config.to_json()]):
+        raise ConfigError(
+            "the configuration holds what looks like a credential, and all of it is kept in the ledger: take it out, "
+            "and put it into the environment of whoever needs it"
+        )
+    for path, content in bundle(folder, task_file).items():
+        text = content.decode(errors="replace")
+        if found := credentials([text]):
+            line = 1 + text[: min(map(text.index, found))].count("\n")
+            raise ConfigError(
+                f"{folder / path}, line {line} holds what looks like a credential, and the task's folder goes to every "
+                "node and into every request: take it out"
+            )
 
 
 def check_text(folder: Path, task: Task) -> None:

@@ -22,7 +22,7 @@ from node.hardware import gpu_name, node_uid
 from node.sandbox.choice import AUTO
 from node.sandbox.groups import sweep as sweep_groups
 from swarm.cli import studies
-from swarm.cli.checks import check_address, check_choices, check_text, check_token, sandbox_words
+from swarm.cli.checks import check_address, check_choices, check_credentials, check_text, check_token, sandbox_words
 from swarm.cli.view import LiveView, PlainView, final_words
 from swarm.cluster import (
     PRODUCTION,
@@ -153,6 +153,7 @@ def run_study(
     task_folder, task_file = place_of(Path(used.task))
     task = load_task(Path(used.task))
     check_choices(used, task, local=local)
+    check_credentials(used, task_folder, task_file)
     forge = make_forge(used, found.folder)
     if local:
         for line in sandbox_words(used.nodes.sandbox):
