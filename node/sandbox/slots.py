@@ -24,7 +24,7 @@ from node.sandbox.needs import LIBRARY, gpu_devices, python_folders
 USERS = range(60600, 61184)
 READ, ENTER = stat.S_IROTH, stat.S_IXOTH
 INSTEAD = "start the node as an ordinary user, or put it elsewhere"
-_held: list[socket.socket] = []  # a name of the kernel's, given back when this process ends
+_held: list[int] = []  # descriptors of names in the kernel, given back when this process ends
 
 
 class Slot:
@@ -130,7 +130,7 @@ def _free_user() -> int | None:
         except OSError:
             name.close()
         else:
-            _held.append(name)
+            _held.append(name.detach())
             return user
     return None
 
