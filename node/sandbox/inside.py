@@ -18,6 +18,7 @@ from pathlib import Path
 CLONE_NEWUSER = 0x10000000
 KEYCTL = {"x86_64": 250, "aarch64": 219}
 FAMILIES = (socket.AF_NETLINK, socket.AF_PACKET)
+MADE = "made"  # in its scratch: whose it is, is seen from outside
 STRAY_S = 5  # longer than anybody waits for its end
 
 
@@ -61,15 +62,6 @@ def no_privileges() -> bool:
     return lines["NoNewPrivs"] == "1" and int(lines["CapEff"], 16) == 0 and int(lines["CapPrm"], 16) == 0
 
 
-def outside_user() -> int:
-    """Who this process is for the machine outside of the box."""
-    for line in Path("/proc/self/uid_map").read_text().splitlines():
-        inside, outside, count = map(int, line.split())
-        if inside <= os.getuid() < inside + count:
-            return outside + os.getuid() - inside
-    return os.getuid()
-
-
 def results(hidden: Path, port: int, nonce: str) -> dict[str, bool]:
     """Every promise that is tried from inside, and whether it held."""
     kernel = "/proc/sys/kernel/core_pattern"
@@ -87,7 +79,6 @@ def results(hidden: Path, port: int, nonce: str) -> dict[str, bool]:
         "no kernel keys": failed("syscall", KEYCTL.get(os.uname().machine, -1), 0, -3, 1),
         "kernel settings cannot be written": refused(lambda: open(kernel, "r+").close()),
         "no privileges": no_privileges(),
-        "not root outside": outside_user() != 0,
     }
 
 
@@ -103,6 +94,7 @@ def leave_a_stray() -> None:
 
 if __name__ == "__main__":
     hidden = Path(sys.argv[1])
+    Path(MADE).touch()
     told = results(hidden, int(sys.argv[2]), sys.argv[3])
     refused(lambda: hidden.write_text("changed"))  # looked at from outside: a box may have a /tmp of its own
     print(json.dumps(told), flush=True)

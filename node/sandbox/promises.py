@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 from node.sandbox import Box, Sandbox
 from node.sandbox.bwrap import Bwrap
+from node.sandbox.inside import MADE
 from node.sandbox.landlock import Landlock
 from swarm.records import Limits
 
@@ -96,7 +97,8 @@ def promises(sandbox: Sandbox) -> dict[str, bool]:
                 process.wait(LIMIT_S)
             finally:
                 sandbox.kill(process)
-            untouched = hidden.read_text() == SECRET
+            untouched, made = hidden.read_text() == SECRET, scratch / MADE
+            told |= {NOT_ROOT: made.exists() and made.stat().st_uid != 0}
             told |= {"other files cannot be written": untouched, "the whole tree dies": _silent(process)}
         return {**told, **{promise: not _had(sandbox, scratch, what) for promise, what in BOUND.items()}}
 
