@@ -94,7 +94,7 @@ def leave_a_stray() -> None:
 
 if __name__ == "__main__":
     hidden = Path(sys.argv[1])
-    Path(MADE).touch()
+    open(MADE, "w").close()
     told = results(hidden, int(sys.argv[2]), sys.argv[3])
     refused(lambda: hidden.write_text("changed"))  # looked at from outside: a box may have a /tmp of its own
     print(json.dumps(told), flush=True)
