@@ -23,6 +23,7 @@ sys.path[:0] = [str(ROOT)]
 
 from audits import report  # noqa: E402
 
+from node.library import shown_library  # noqa: E402
 from node.sandbox import Box, Sandbox  # noqa: E402
 from node.sandbox.bare import Bare  # noqa: E402
 from node.sandbox.bwrap import Bwrap  # noqa: E402
@@ -48,15 +49,15 @@ time.sleep(60)
 """
 
 
-def box(scratch: Path, code: str, *flags: str) -> Box:
+def box(scratch: Path, code: str, *flags: str, library: Path | None = None) -> Box:
     """A box that runs a line of Python."""
-    return Box((sys.executable, *flags, "-c", code), (), scratch, Limits(60, 60), ONE_THREAD)
+    return Box((sys.executable, *flags, "-c", code), (), scratch, Limits(60, 60), ONE_THREAD, library=library)
 
 
-def run(sandbox: Sandbox, scratch: Path, code: str, *flags: str) -> tuple[float, float]:
+def run(sandbox: Sandbox, inside: Box) -> tuple[float, float]:
     """Wall and CPU seconds of one box, from start to end."""
     before, used = time.perf_counter(), _cpu_s()
-    with sandbox.start(box(scratch, code, *flags)) as process:
+    with sandbox.start(inside) as process:
         code_of_exit = process.wait()
         sandbox.kill(process)
     assert code_of_exit == 0, f"exit code {code_of_exit}"
@@ -115,19 +116,27 @@ def tell_boxes(starts: int, pairs: int) -> None:
     """One table."""
     sandboxes = here()
     with tempfile.TemporaryDirectory() as folder:
-        scratch = Path(folder).resolve()
-        start = turns(sandboxes, starts, lambda s: run(s, scratch, "", "-I", "-S")[0])
-        work = turns(sandboxes, pairs, lambda s: run(s, scratch, WORK)[1])
+        scratch, below = Path(folder).resolve() / "scratch", Path(folder).resolve() / "below"
+        scratch.mkdir()
+        library = shown_library(ROOT / "baseline", below)
+        start = turns(sandboxes, starts, lambda s: run(s, box(scratch, "", "-I", "-S"))[0])
+        hides = turns(sandboxes, starts, lambda s: run(s, box(scratch, "", "-S", library=library))[0])
+        work = turns(sandboxes, pairs, lambda s: run(s, box(scratch, WORK))[1])
         kills = turns(sandboxes, 5, lambda s: killed_in(s, scratch))
     print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; medians of {starts} starts, 5 kills of 31")
-    print("sandbox    start to end, ms   over bare, ms   work per CPU second, of bare   kill to clean, ms")
+    print(
+        "sandbox    start to end, ms   over bare, ms   ... with the copied library   work of bare's   kill to clean, ms"
+    )
     for index, sandbox in enumerate(sandboxes):
-        over = median(ours - bare for ours, bare in zip(start[index], start[0], strict=True))
+        over, hid = (
+            1000 * median(ours - bare for ours, bare in zip(rows[index], rows[0], strict=True))
+            for rows in (start, hides)
+        )
         ratios = [bare / ours for ours, bare in zip(work[index], work[0], strict=True)]
         error = stdev(ratios) / len(ratios) ** 0.5
         print(
-            f"{sandbox.name:<10} {1000 * median(start[index]):>16.0f} {1000 * over:>15.0f}"
-            f" {fmean(ratios):>22.3f} +- {error:.3f} {1000 * median(kills[index]):>16.0f}"
+            f"{sandbox.name:<10} {1000 * median(start[index]):>16.0f} {over:>15.0f} {hid:>27.0f}"
+            f" {fmean(ratios):>8.3f} +- {error:.3f} {1000 * median(kills[index]):>16.0f}"
         )
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 CLONE_NEWUSER = 0x10000000
 KEYCTL = {"x86_64": 250, "aarch64": 219}
 FAMILIES = (socket.AF_NETLINK, socket.AF_PACKET)
-OWNED = "owned"  # a file that it leaves in its folder
+MADE = "made"  # in its scratch: whose it is, is seen from outside
 STRAY_S = 5  # longer than anybody waits for its end
 
 
@@ -94,8 +94,8 @@ def leave_a_stray() -> None:
 
 if __name__ == "__main__":
     hidden = Path(sys.argv[1])
+    open(MADE, "w").close()
     told = results(hidden, int(sys.argv[2]), sys.argv[3])
     refused(lambda: hidden.write_text("changed"))  # looked at from outside: a box may have a /tmp of its own
-    Path(OWNED).touch()  # likewise: in a namespace within a namespace nobody can tell who he is for the machine
     print(json.dumps(told), flush=True)
     leave_a_stray()

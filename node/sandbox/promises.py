@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from node.sandbox import Box, Sandbox
 from node.sandbox.bwrap import Bwrap
-from node.sandbox.inside import OWNED
+from node.sandbox.inside import MADE
 from node.sandbox.landlock import Landlock
 from swarm.records import Limits
 
@@ -97,15 +97,10 @@ def promises(sandbox: Sandbox) -> dict[str, bool]:
                 process.wait(LIMIT_S)
             finally:
                 sandbox.kill(process)
-            untouched = hidden.read_text() == SECRET
+            untouched, made = hidden.read_text() == SECRET, scratch / MADE
+            told |= {NOT_ROOT: made.exists() and made.stat().st_uid != 0}
             told |= {"other files cannot be written": untouched, "the whole tree dies": _silent(process)}
-            told[NOT_ROOT] = _owner(scratch / OWNED) != 0
         return {**told, **{promise: not _had(sandbox, scratch, what) for promise, what in BOUND.items()}}
-
-
-def _owner(path: Path) -> int:
-    """Whose it is for the machine; root's where it is not there."""
-    return path.lstat().st_uid if path.exists() else 0
 
 
 def _had(sandbox: Sandbox, scratch: Path, attempt: str) -> bool:

@@ -24,7 +24,6 @@ from node.sandbox.needs import LIBRARY, gpu_devices, python_folders
 USERS = range(60600, 61184)
 READ, ENTER = stat.S_IROTH, stat.S_IXOTH
 INSTEAD = "start the node as an ordinary user, or put it elsewhere"
-_held: list[int] = []  # descriptors of names in the kernel, given back when this process ends
 
 
 class Slot:
@@ -120,7 +119,7 @@ def _closed(path: Path, *, deep: bool) -> Iterator[str]:
 @cache
 def _free_user() -> int | None:
     """One that has no account, and that no other node of this machine took; None where none is left."""
-    for user in USERS:
+    for user in USERS:  # taken by a name of the kernel's, which it gives back when this process ends
         with suppress(KeyError):
             pwd.getpwuid(user)
             continue
@@ -130,7 +129,7 @@ def _free_user() -> int | None:
         except OSError:
             name.close()
         else:
-            _held.append(name.detach())
+            name.detach()
             return user
     return None
 

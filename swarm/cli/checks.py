@@ -106,7 +106,7 @@ def sandbox_words(use: str) -> Iterator[str]:
     yield f"sandbox {sandbox.name}, level {found.level}{why}"
     if found.lacks:
         yield found.lacks
-    cells = [f"  {'yes' if held else 'NO '}  {promise:<34}" for promise, held in found.held.items()]
+    cells = [f"  {'yes' if held else 'NO '}  {promise:<33}" for promise, held in found.held.items()]
     for start in range(0, len(cells), 2):
         yield "".join(cells[start : start + 2]).rstrip()
 

@@ -157,7 +157,7 @@ def run_study(
     forge = make_forge(used, found.folder)
     if local:
         for line in sandbox_words(used.nodes.sandbox):
-            console.print(line, highlight=False, markup=False)
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
     prepared = _prepared(task, task_folder, used, console)
     study = Study(found.folder, found.name, used, task, task_folder.absolute(), *prepared, task_file)
     with Ledger(found.folder / "ledger.sqlite") as ledger:
