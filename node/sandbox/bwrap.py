@@ -18,7 +18,7 @@ from subprocess import Popen
 from node.sandbox import Box
 from node.sandbox.bare import FIRST, Bare, first, private
 from node.sandbox.needs import LIBRARIES, LIBRARY, PACKAGES, SYSTEM, gpu_devices, other_libraries, own, python_folders
-from node.sandbox.seccomp import seccomp_filter, threads_filter
+from node.sandbox.seccomp import last_filter, seccomp_filter
 from node.sandbox.tell import Told, begun, files
 
 INSIDE_FIRST = "/first.py"
@@ -48,7 +48,7 @@ class Bwrap:
         if program is None:
             raise ValueError("bwrap is not installed (apt install bubblewrap, or dnf install bubblewrap)")
         self._program = program
-        self._filter, self._threads = seccomp_filter(), threads_filter()
+        self._filter = seccomp_filter()
         self._trees = Bare()
 
     def start(self, box: Box) -> Popen[bytes]:
@@ -65,8 +65,8 @@ class Bwrap:
         Raises:
             OSError: no such program, or the walls could not be built.
         """
-        more = (self._threads,) if box.threads_only else ()
-        with files(self._filter, *ACCOUNTS.values(), *more) as descriptors:
+        last = last_filter(threads_only=box.threads_only)
+        with files(self._filter, last, *ACCOUNTS.values()) as descriptors:
 
             def start(ready: int) -> Popen[bytes]:
                 outside = {name: os.environ[name] for name in OUTSIDE if name in os.environ} | dict(box.environment)
@@ -88,9 +88,9 @@ class Bwrap:
         return False
 
     def _command(self, box: Box, ready: int, descriptors: list[int], doors: tuple[int, ...]) -> tuple[str, ...]:
-        filter_fd, *others = descriptors
-        accounts, threads = others[: len(ACCOUNTS)], tuple(f"threads={fd}" for fd in others[len(ACCOUNTS) :])
-        steps = (*(f"group={door}" for door in doors), f"nproc={box.limits.processes}", *threads, f"ready={ready}")
+        filter_fd, last_fd, *accounts = descriptors
+        groups = (f"group={door}" for door in doors)
+        steps = (*groups, f"nproc={box.limits.processes}", f"last={last_fd}", f"ready={ready}")
         return (
             *(self._program, *_walls(), *_mounts(box), *_accounts(accounts), "--remount-ro", "/"),
             *("--seccomp", str(filter_fd), "--chdir", str(box.scratch), *_environment(box), "--"),

@@ -26,7 +26,7 @@ from node.sandbox import Box
 from node.sandbox.bare import REAP_S, Bare, first, inherited, private
 from node.sandbox.first import CREATE_RULESET
 from node.sandbox.needs import LIBRARIES, LIBRARY, PACKAGES, SYSTEM, gpu_devices, other_libraries, own, python_folders
-from node.sandbox.seccomp import seccomp_filter, threads_filter
+from node.sandbox.seccomp import last_filter, seccomp_filter
 from node.sandbox.tell import Told, begun, files
 
 VERSION = 1  # a flag of the call that makes a ruleset: only say which version of Landlock this kernel has
@@ -51,7 +51,7 @@ class Landlock:
             ValueError: it has no Landlock, or this is a machine whose system calls we do not know.
         """
         self._abi = min(abi, kernel_abi(), KNOWN)
-        self._filter, self._threads = seccomp_filter(alone=True), threads_filter()
+        self._filter = seccomp_filter(alone=True)
         self._trees = Bare()
 
     def start(self, box: Box) -> Popen[bytes]:
@@ -60,10 +60,10 @@ class Landlock:
         Raises:
             OSError: no such program, or a door could not be shut.
         """
-        with files(self._filter, *([self._threads] if box.threads_only else [])) as descriptors:
+        with files(self._filter, last_filter(threads_only=box.threads_only)) as descriptors:
 
             def start(ready: int) -> Popen[bytes]:
-                filters = [f"{key}={fd}" for key, fd in zip(("filter", "threads"), descriptors, strict=False)]
+                filters = [f"{key}={fd}" for key, fd in zip(("filter", "last"), descriptors, strict=True)]
                 steps = (f"owner={os.getpid()}", f"ready={ready}", f"abi={self._abi}", *filters)
                 argv = (*first(), *steps, *_paths(box), "--", *box.argv)
                 environment = {**inherited(), **private(box), **box.environment, **_of_its_own(box)}
