@@ -41,6 +41,12 @@ ATTACKS = {
     "assert held >= 0, OSError('Error')\nlibc.msgctl(held, 0, None)",
     "take a disk at once": f"{CALL}file = open('large', 'wb')\n"
     "assert libc.fallocate(file.fileno(), 1, n(0), n(2**22)) == 0, OSError('Error')",
+    "be dumped to a program of the machine": "import resource as r\n"
+    "r.setrlimit(r.RLIMIT_CORE, (0, r.getrlimit(r.RLIMIT_CORE)[1]))",
+    "be dumped to it by an odd address": f"{CALL}import mmap, os\nlibc.mmap.restype = n\n"
+    "at = libc.mmap(n(2**32), n(4096), 3, 0x100022, -1, n(0)); assert at == 2**32, at\n"  # its lower half is 0
+    "number = {'x86_64': 302, 'aarch64': 261}[os.uname().machine]\n"
+    "assert libc.syscall(n(number), n(0), n(4), n(at), n(0)) == 0, OSError('Error')",
     "rewrite the first process of its tree": "import os; open(f'/proc/{os.getppid()}/mem', 'r+b', 0).close()",
     "cut shown code by reading it": "import os; os.open(code, os.O_RDONLY | os.O_TRUNC)",
     "change the times of shown code": "import os; before = os.stat(code).st_mtime\n"

@@ -36,6 +36,7 @@ from node.sandbox.seccomp import (
     DENIED_ALONE,
     FORKS,
     IDLE_ALONE,
+    LIMITING,
     NEVER,
     OWN_ALONE,
     UNSUPPORTED,
@@ -264,7 +265,17 @@ def test_the_numbers_of_calls_are_the_kernels(column: int, header: str) -> None:
         pytest.skip(f"{header} is not installed (apt install linux-libc-dev)")
     found = re.findall(r"^#define __NR(?:3264)?_(\w+)\s+(\d+)", Path(header).read_text(), re.MULTILINE)
     kernel = {name: int(number) for name, number in found if name != "syscalls"}  # that is how many there are
-    tables = {**DENIED, **UNSUPPORTED, **CHECKED, **DENIED_ALONE, **IDLE_ALONE, **OWN_ALONE, **CHECKED_ALONE, **FORKS}
+    tables = {
+        **DENIED,
+        **UNSUPPORTED,
+        **LIMITING,
+        **CHECKED,
+        **DENIED_ALONE,
+        **IDLE_ALONE,
+        **OWN_ALONE,
+        **CHECKED_ALONE,
+        **FORKS,
+    }
     ours = {name: numbers[column] for name, numbers in tables.items() if numbers[column] != NEVER}
     younger = {name for name, number in ours.items() if number > max(kernel.values())}  # than this header
     assert {name: kernel.get(name) for name in ours.keys() - younger} == {n: ours[n] for n in ours.keys() - younger}

@@ -171,7 +171,7 @@ class TestSandboxContract:
         self, sandbox: Sandbox, started: list[Popen[bytes]], tmp_path: Path
     ) -> None:
         code = "import resource as r; print([r.getrlimit(x)[0] for x in (r.RLIMIT_CORE, r.RLIMIT_FSIZE)])"
-        assert self.said(sandbox, started, tmp_path, code) == f"[0, {2**30}]\n"
+        assert self.said(sandbox, started, tmp_path, code) == f"[1, {2**30}]\n"
 
     def test_it_opens_so_many_files_and_no_more(
         self, sandbox: Sandbox, started: list[Popen[bytes]], tmp_path: Path

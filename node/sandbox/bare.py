@@ -17,6 +17,9 @@ from node.sandbox import Box
 
 FILE_BYTES = 2**30  # one file of a trial; artifacts are far smaller
 OPEN_FILES = 1024
+CORE_BYTES = (
+    1  # less than any core has; where a program of the machine takes them in, 0 would hand it one, and only 1 not
+)
 REAP_S = 5.0  # a killed process that is still there after this is stuck in the kernel
 FIRST = Path(__file__).with_name("first.py")
 # Of a virtual environment the Python below it: it starts 4 ms sooner, and needs no package.
@@ -107,7 +110,7 @@ class Bare:
 
 def first(path: str = str(FIRST)) -> tuple[str, ...]:
     """The command that starts a tree's first process, with the limits that hold in every box."""
-    return (PYTHON, "-I", "-S", path, "core=0", f"fsize={FILE_BYTES}", f"nofile={OPEN_FILES}")
+    return (PYTHON, "-I", "-S", path, f"core={CORE_BYTES}", f"fsize={FILE_BYTES}", f"nofile={OPEN_FILES}")
 
 
 def inherited() -> dict[str, str]:

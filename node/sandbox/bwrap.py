@@ -22,7 +22,7 @@ from subprocess import Popen
 from node.sandbox import Box
 from node.sandbox.bare import FIRST, Bare, first, private
 from node.sandbox.needs import LIBRARIES, LIBRARY, PACKAGES, SYSTEM, gpu_devices, other_libraries, own, python_folders
-from node.sandbox.seccomp import seccomp_filter, threads_filter
+from node.sandbox.seccomp import last_filter, seccomp_filter
 from node.sandbox.slots import Slot, as_user
 from node.sandbox.tell import Told, begun, files
 
@@ -54,7 +54,7 @@ class Bwrap:
         if program is None:
             raise ValueError("bwrap is not installed (apt install bubblewrap, or dnf install bubblewrap)")
         self._program = program
-        self._filter, self._threads = seccomp_filter(), threads_filter()
+        self._filter = seccomp_filter()
         self._trees = Bare()
         self.slot = Slot(by_path=False)
 
@@ -75,9 +75,9 @@ class Bwrap:
         return self.slot.start(box, lambda user: self._begin(box, doors, user))
 
     def _begin(self, box: Box, doors: tuple[int, ...], user: int | None) -> Popen[bytes]:
-        more = (self._threads,) if box.threads_only else ()
+        last = last_filter(threads_only=box.threads_only)
         accounts = (text.format(user or UID).encode() for text in ACCOUNTS.values())
-        with files(self._filter, *accounts, *more) as descriptors:
+        with files(self._filter, last, *accounts) as descriptors:
 
             def start(ready: int) -> Popen[bytes]:
                 outside = {name: os.environ[name] for name in OUTSIDE if name in os.environ} | dict(box.environment)
@@ -105,11 +105,10 @@ class Bwrap:
     def _command(
         self, box: Box, ready: int, descriptors: list[int], doors: tuple[int, ...], user: int | None
     ) -> tuple[str, ...]:
-        filter_fd, *others = descriptors
-        accounts, threads = others[: len(ACCOUNTS)], tuple(f"threads={fd}" for fd in others[len(ACCOUNTS) :])
+        filter_fd, last_fd, *accounts = descriptors
         # A group counts its own processes; this limit counts all of a user's.
         bound = [f"group={door}" for door in doors] or [f"nproc={box.limits.processes}"]
-        steps = (*bound, *threads, f"ready={ready}", *as_user(user, box))
+        steps = (*bound, f"last={last_fd}", f"ready={ready}", *as_user(user, box))
         return (
             *(self._program, *_walls(user), *_mounts(box), *_accounts(accounts), "--remount-ro", "/"),
             *("--seccomp", str(filter_fd), "--chdir", str(box.scratch if user is None else "/"), *_environment(box)),

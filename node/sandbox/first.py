@@ -10,8 +10,8 @@ known only if it collects them itself. `ready` gets `+` when all stands, and a s
 started; it is closed when the program runs. `user` is whom the program becomes, where we are root; `also` (any number
 of times) a group that it is in, `at` its working directory, which root without rights may not enter. `core`, `fsize`,
 `nofile` and `nproc` are limits. `abi` is the version of Landlock to use, `list`, `read`, `write` and `device` (each any
-number of times) the paths that it leaves open, `filter` a descriptor with a filter of system calls, `threads` one with
-the filter that leaves it threads only.
+number of times) the paths that it leaves open, `filter` a descriptor with a filter of system calls, `last` one with a
+filter that may refuse what was needed until then.
 
 A program of its own, because the alternative, Python code between fork and exec (`preexec_fn`), may hang in an owner
 with many threads, and an agent under Ray has dozens. Costs about 10 ms. Knows no trial, and imports nothing of ours.
@@ -163,8 +163,8 @@ def become(program: list[str], given: dict[str, list[str]]) -> NoReturn:
     if "abi" in given:
         confine(int(given["abi"][0]), given)
         filter_calls(int(given["filter"][0]))
-    if "threads" in given:
-        filter_calls(int(given["threads"][0]))
+    if "last" in given:
+        filter_calls(int(given["last"][0]))
     os.execv(program[0], program)
 
 
@@ -182,10 +182,10 @@ def stay(program: list[str], given: dict[str, list[str]]) -> NoReturn:
         begin(program, given, ready, us)
     if alone:
         signal.signal(signal.SIGTERM, lambda number, frame: leave(child, SIGNALLED + signal.SIGKILL))
-        os.close(int(given["filter"][0]))
     elif "user" in given:
         drop_privileges()  # as another user we would lose the signal of our owner's death
-    os.close(ready)
+    for descriptor in (ready, *(int(given[key][0]) for key in ("filter", "last") if key in given)):
+        os.close(descriptor)
     nothing = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):  # the pipes are the candidate's: they end when it closes them
         os.dup2(nothing, descriptor)

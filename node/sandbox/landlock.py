@@ -26,7 +26,7 @@ from node.sandbox import Box
 from node.sandbox.bare import REAP_S, Bare, first, inherited, private
 from node.sandbox.first import CREATE_RULESET
 from node.sandbox.needs import LIBRARIES, LIBRARY, PACKAGES, SYSTEM, gpu_devices, other_libraries, own, python_folders
-from node.sandbox.seccomp import seccomp_filter, threads_filter
+from node.sandbox.seccomp import last_filter, seccomp_filter
 from node.sandbox.slots import Slot, as_user
 from node.sandbox.tell import Told, begun, files
 
@@ -52,7 +52,7 @@ class Landlock:
             ValueError: it has no Landlock, or this is a machine whose system calls we do not know.
         """
         self._abi = min(abi, kernel_abi(), KNOWN)
-        self._filter, self._threads = seccomp_filter(alone=True), threads_filter()
+        self._filter = seccomp_filter(alone=True)
         self._trees = Bare()
         self.slot = Slot(by_path=True)
 
@@ -65,10 +65,10 @@ class Landlock:
         return self.slot.start(box, lambda user: self._begin(box, user))
 
     def _begin(self, box: Box, user: int | None) -> Popen[bytes]:
-        with files(self._filter, *([self._threads] if box.threads_only else [])) as descriptors:
+        with files(self._filter, last_filter(threads_only=box.threads_only)) as descriptors:
 
             def start(ready: int) -> Popen[bytes]:
-                filters = [f"{key}={fd}" for key, fd in zip(("filter", "threads"), descriptors, strict=False)]
+                filters = [f"{key}={fd}" for key, fd in zip(("filter", "last"), descriptors, strict=True)]
                 # Of a user who has other processes, too, they would count.
                 bound = () if user is None else (f"nproc={box.limits.processes}", *as_user(user, box))
                 steps = (f"owner={os.getpid()}", f"ready={ready}", f"abi={self._abi}", *filters, *bound)

@@ -2,8 +2,9 @@
 
 Owns the lists and their compilation; pure, nothing is installed here. What is not listed is allowed: the namespaces are
 the wall, and this closes what they leave open: the kernel's large and young doors, and the ways to make new namespaces.
-`threads_filter`, on top of it, leaves a program its threads, and no process beside its own: the CPU time of a child
-that nobody collects is in no table, that of a thread is its process's.
+`last_filter`, on top of it, is installed when a program's limits stand, and keeps the one on core files. It may leave a
+program its threads, and no process beside its own: the CPU time of a child that nobody collects is in no table, that of
+a thread is its process's.
 A filter that stands `alone`, without namespaces, also closes what they would have: what processes of one user may do to
 each other, what outlives a trial, and what Landlock does not look at.
 The order of a rule is the kernel's: the first that returns decides.
@@ -104,6 +105,9 @@ DENIED = {
 }
 # A whole disk in a moment, before anybody looks: C libraries write zeros where it is not there.
 UNSUPPORTED = {"fallocate": (285, 47)}
+# The limit on core files, as it stands: at 0 each crash would be taken in by a program of the machine, outside.
+LIMIT_CORE = 4
+LIMITING = {"setrlimit": (160, 164), "prlimit64": (302, 261)}
 # --- on top: threads only ---
 FORKS = {"fork": (57, NEVER), "vfork": (58, NEVER)}
 CLONE_THREAD = 0x10000
@@ -190,15 +194,33 @@ def seccomp_filter(machine: str = platform.machine(), *, alone: bool = False) ->
     return b"".join((*_head(machine, column), *without, *_always(column), _step(RETURN, ALLOW)))
 
 
-def threads_filter(machine: str = platform.machine()) -> bytes:
-    """No new process, only threads; every kernel call of another kind is left to the filter before it."""
+def last_filter(machine: str = platform.machine(), *, threads_only: bool = False) -> bytes:
+    """For when a program's limits stand: no other limit on core files, and, if so, no new process, only threads.
+
+    Every kernel call of another kind is left to the filter before it.
+    """
     column = list(ARCHITECTURES).index(machine)
+    threads = _threads_only(column) if threads_only else ()
+    return b"".join((*_of(machine), *_no_core_limit(column), *threads, _step(RETURN, ALLOW)))
+
+
+def _no_core_limit(column: int) -> Iterator[bytes]:
     no = _refuse(errno.EPERM)
-    forks = (step for fork in FORKS.values() for step in _when(EQUAL, fork[column], no))
+    yield from _argument(LIMITING["setrlimit"][column], 0, *_when(EQUAL, LIMIT_CORE, no), end=False)
+    yield _step(LOAD, NUMBER_AT)
+    # Without a new limit behind its third argument, in either half, it only asks for the old one.
+    new = [step for half in (16, 20) for step in (_step(LOAD, ARGUMENT_AT + half), *_unless(EQUAL, 0, no))]
+    yield from _argument(LIMITING["prlimit64"][column], 1, _step(EQUAL, LIMIT_CORE, 0, len(new)), *new, end=False)
+    yield _step(LOAD, NUMBER_AT)
+
+
+def _threads_only(column: int) -> Iterator[bytes]:
+    no = _refuse(errno.EPERM)
+    for fork in FORKS.values():
+        yield from _when(EQUAL, fork[column], no)
     # The flags of clone3 lie behind a pointer: C libraries fall back to clone when it is not there.
-    clone3 = _when(EQUAL, CHECKED["clone3"][column], _refuse(errno.ENOSYS))
-    clone = _argument(CHECKED["clone"][column], 0, *_unless(ANY_BIT, CLONE_THREAD, no))
-    return b"".join((*_of(machine), *forks, *clone3, *clone, _step(RETURN, ALLOW)))
+    yield from _when(EQUAL, CHECKED["clone3"][column], _refuse(errno.ENOSYS))
+    yield from _argument(CHECKED["clone"][column], 0, *_unless(ANY_BIT, CLONE_THREAD, no))
 
 
 def _of(machine: str) -> Iterator[bytes]:
