@@ -5,6 +5,7 @@ import select
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -340,6 +341,19 @@ def test_a_box_of_root_is_another_user_who_has_its_scratch(kind: Kind, tmp_path:
     (tmp_path / "given").mkdir(mode=0o700)
     assert made_by(available(kind), tmp_path) in USERS
     assert (tmp_path / "given").stat().st_uid == (tmp_path / "made").stat().st_uid
+
+
+@AS_ROOT
+def test_at_level_1_too_where_others_may_reach_what_it_shows() -> None:
+    sandbox = available(Landlock)
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:  # noqa: S108  # pytest's own folder is root's alone
+        Path(name).chmod(0o711)
+        (Path(name) / "scratch").mkdir()
+        user = made_by(sandbox, Path(name) / "scratch")
+    assert isinstance(sandbox, Landlock)
+    if sandbox.slot.lacks:
+        pytest.skip(sandbox.slot.lacks)
+    assert user in USERS
 
 
 @AS_ROOT
