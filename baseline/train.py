@@ -643,13 +643,12 @@ def trial(arguments: argparse.Namespace, data: Path, meta: dict[str, int], steps
     operations = flops(model, tokens)
     use_kernel("sdpa")  # scores do not rest on what was compiled for training
     known = by_hand and isinstance(arguments.budget, int)  # a trial's time is for training
-    return (by_hand.scores(model, data.parent, TIER, DTYPE, operations / training_s) if known else {}) | {
-        "train_loss": f"{mean:.6f}", "training_seconds": f"{training_s:.1f}",
-        "total_seconds": f"{time.perf_counter() - STARTED:.1f}", "startup_seconds": f"{startup_s:.1f}",
-        "cpu_seconds": f"{time.process_time():.1f}", "tokens_per_s": f"{tokens / training_s:.0f}",
-        "total_tokens_M": f"{tokens / 1e6:.2f}", "total_tflops": f"{operations / 1e12:.3f}",
-        "num_steps": f"{step}", "num_params_M": f"{millions:.2f}", "depth": f"{len(model.attention)}",
-    }
+    told = by_hand.scores(model, data.parent, TIER, DTYPE, operations / training_s) if known else {}
+    told |= {"train_loss": f"{mean:.6f}", "training_seconds": f"{training_s:.1f}"}
+    told |= {"total_seconds": f"{time.perf_counter() - STARTED:.1f}", "startup_seconds": f"{startup_s:.1f}"}
+    told |= {"cpu_seconds": f"{time.process_time():.1f}", "tokens_per_s": f"{tokens / training_s:.0f}"}
+    told |= {"total_tokens_M": f"{tokens / 1e6:.2f}", "total_tflops": f"{operations / 1e12:.3f}"}
+    return told | {"num_steps": f"{step}", "num_params_M": f"{millions:.2f}", "depth": f"{len(model.attention)}"}
 
 
 def main() -> None:
