@@ -48,19 +48,20 @@ def report(base: list[float], edited: list[float], same: bool, tokens: int) -> s
     lines = (
         f"{len(base)} seeds of {tokens} tokens",
         f"val_bpb, shipped:             {mean:.4f}  ({' '.join(f'{score:.4f}' for score in base)})",
-        f"sd of a run:                  {beside(stdev(base) / mean, 0.006, 0.006)}",
+        f"sd of a run:                  {beside(stdev(base) / mean, 0.006, 0.006, len(base))}",
         f"edit {EDIT}:     {fmean(differences) / mean:+.2%}",
-        f"sd of a paired difference:    {beside(stdev(differences) / mean, 0.0015, 0.0035)}",
+        f"sd of a paired difference:    {beside(stdev(differences) / mean, 0.0015, 0.0035, len(base))}",
         f"correlation between pairs:    {correlation(base, edited):.2f}  (elsewhere: 0.71)",
         f"one seed twice, model files:  {'bit-identical' if same else 'DIFFERENT'}",
     )
     return "\n".join(lines)
 
 
-def beside(ours: float, low: float, high: float) -> str:
-    """Our sd beside that of others; the same order of magnitude is within a factor of three."""
+def beside(ours: float, low: float, high: float, seeds: int) -> str:
+    """Our sd beside that of others: within a factor of three it is the same order of magnitude; of few seeds, luck."""
     elsewhere = f"{low:.2%}" if low == high else f"{low:.2%} to {high:.2%}"
-    return f"{ours:.2%}  (elsewhere: {elsewhere}: {'agrees' if low / 3 <= ours <= 3 * high else 'DIFFERS'})"
+    verdict = "agrees" if low / 3 <= ours <= 3 * high else "DIFFERS"
+    return f"{ours:.2%}  (elsewhere: {elsewhere}; {verdict if seeds >= 5 else 'too few seeds to compare'})"
 
 
 def main() -> int:
