@@ -305,9 +305,8 @@ def measure(options: argparse.Namespace, where: str) -> int:
         print(f"{options.minutes:g} minutes do not hold another run: the same command goes on here", flush=True)
     told |= {"done": not over, "bars_hold": bars_hold(told.get("kernels", {}))}
     if told["bars_hold"] is not None:
-        print(
-            f"fa3, where it is here, and the better of the others: {'reach' if told['bars_hold'] else 'MISS'} their bars"
-        )
+        verdict = "reach their bars" if told["bars_hold"] else "MISS A BAR"
+        print(f"fa3, where it is here, and the better of the others {verdict}")
     print(json.dumps(told))
     failed = '"failed"' in json.dumps(told) or told["bars_hold"] is False
     return 3 if over else 1 if failed else 0
