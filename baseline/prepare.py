@@ -61,6 +61,7 @@ class Asked(NamedTuple):
     offline: bool
     workers: int
     part_bytes: int
+    merges: Path | None = None  # None: shipped, or learned
 
     def what(self) -> dict[str, object]:
         """The part of it that decides the tokens."""
@@ -102,7 +103,7 @@ def prepare(out: Path, asked: Asked | None = None) -> dict[str, Any]:
 def _make(asked: Asked, aside: Path) -> dict[str, Any]:
     parts = find_parts(asked.source, asked.cache, asked.shards, asked.part_bytes, asked.offline)
     sample = 1 if sum(part.size for part in parts) <= EXACT_BYTES else SAMPLE
-    merges = learn_merges(parts, asked.vocab, aside / "merges.txt")
+    merges = asked.merges or learn_merges(parts, asked.vocab, aside / "merges.txt")
     receipts = _tokenise(parts, merges, aside, sample, asked.workers)
     made = aside / "made"
     shutil.rmtree(made, ignore_errors=True)
@@ -329,8 +330,10 @@ def main() -> int:
         source = f"text:{Path(source.removeprefix('text:')).expanduser().resolve()}"
     cache = (arguments.cache or out.parent / "downloads").resolve()
     workers, part_bytes = max(1, arguments.workers), max(1, arguments.part_bytes)
-    asked = Asked(source, arguments.vocab, arguments.shards, cache, arguments.offline, workers, part_bytes)
+    merges: Path | None = arguments.merges
     try:
+        vocab = _vocabulary_of(merges) if merges else arguments.vocab
+        asked = Asked(source, vocab, arguments.shards, cache, arguments.offline, workers, part_bytes, merges)
         manifest = verify(out) if arguments.verify else prepare(out, asked)
     except PrepareError as error:
         print(f"prepare: {error}", file=sys.stderr)
@@ -346,11 +349,19 @@ def main() -> int:
     return 0
 
 
+def _vocabulary_of(merges: Path) -> int:
+    try:
+        return len(Tokenizer(merges).token_bytes)
+    except (OSError, ValueError, IndexError) as error:
+        raise PrepareError(f"--merges {merges}: {error}: name the merges.txt of a prepared folder") from error
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Prepare the training, validation and holdout tokens.")
     parser.add_argument("--out", type=Path, required=True, help="folder to make, e.g. data")
     parser.add_argument("--source", default="stdlib", help=f"stdlib, text:PATH, {', '.join(DOWNLOADS)}")
     parser.add_argument("--vocab", type=int, default=SHIPPED_VOCAB, help="tokens; other than 1025 needs `tokenizers`")
+    parser.add_argument("--merges", type=Path, help="merges.txt of another folder, instead of --vocab")
     parser.add_argument("--shards", type=int, default=0, help="files of a public data set to take; 0 = its default")
     parser.add_argument("--cache", type=Path, help="where downloads are kept; downloads/ beside --out")
     parser.add_argument("--offline", action="store_true", help="download nothing")

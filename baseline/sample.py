@@ -10,6 +10,7 @@ import argparse
 import importlib.util
 import sys
 from pathlib import Path
+from pickle import UnpicklingError
 from types import ModuleType
 
 import torch
@@ -45,7 +46,7 @@ def main() -> int:
         merges = arguments.corpus / "merges.txt" if arguments.corpus else here / "bpe1024.txt"
         tokenizer = load_file(here / "tokenise.py").Tokenizer(merges)
         predict = load_file(arguments.code).load(str(arguments.artifact))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, EOFError, UnpicklingError) as error:  # or cut short
         print(f"sample: {error} (train first: python {here / 'train.py'})", file=sys.stderr)
         return 2
     bos = tokenizer.bos

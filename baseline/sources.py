@@ -79,15 +79,10 @@ class Download(NamedTuple):
 
 
 HUB = "https://huggingface.co/datasets"
+RAW = "https://raw.githubusercontent.com"
+PLAYS = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 DOWNLOADS = {
-    "tinyshakespeare": Download(
-        "plays",
-        "https://raw.githubusercontent.com",
-        "karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
-        1,
-        1,
-        "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
-    ),
+    "tinyshakespeare": Download("plays", RAW, "karpathy/char-rnn/master/data/tinyshakespeare/input.txt", 1, 1, PLAYS),
     "tinystories": Download("stories", HUB, "roneneldan/TinyStories/resolve/main/TinyStoriesV2-GPT4-train.txt", 1, 1),
     "fineweb-edu": Download(
         "parquet", HUB, "HuggingFaceFW/fineweb-edu/resolve/main/sample/10BT/{shard:03}_00000.parquet", 14, 1
@@ -185,7 +180,10 @@ def _folder_parts(root: Path, part_bytes: int) -> list[Part]:
     if not root.is_dir():
         raise PrepareError(f"text:{root} is not a folder: splits are drawn by file or folder name, so name a folder")
     files = (path for path in root.rglob("*") if path.is_file() and not path.is_symlink())
-    paths = [p for p in files if not any(n.startswith(".") for n in p.relative_to(root).parts) and p.stat().st_size]
+    found = [p for p in files if not any(n.startswith(".") for n in p.relative_to(root).parts) and p.stat().st_size]
+    paths = [path for path in found if _is_text(path)]
+    if others := sorted(set(found) - set(paths)):
+        print(f"left out: {len(others)} files that are not UTF-8 text, {others[0]} for one", flush=True)
     if not paths:
         raise PrepareError(f"{root} holds no text: put files with text there, 30 or more, or name another folder")
     names = {path.relative_to(root).parts[0].removesuffix(".py") for path in paths}
@@ -205,6 +203,12 @@ def _folder_parts(root: Path, part_bytes: int) -> list[Part]:
             parts.append(_files_part(root, batch))
             batch, size = [], 0
     return [*parts, _files_part(root, batch)] if batch else parts
+
+
+def _is_text(path: Path) -> bool:
+    """UTF-8 without a zero byte: pictures, archives and UTF-16 are not."""
+    data = path.read_bytes()
+    return b"\0" not in data and data.decode(errors="ignore").encode() == data
 
 
 def _files_part(root: Path, paths: list[Path]) -> Part:

@@ -5,14 +5,13 @@
     python train.py --data data/train --out out --seed 0 --budget stream.bin    # as the swarm runs it
     python train.py --tier gpu --budget 600M --seconds 300                      # the same model, larger, on one GPU
 
-`--budget FILE` is all that may be learnt from: uint16 tokens, written for this trial by its runner (on the CPU pieces
-of 256, drawn by the seed). Each is a training target at most once: SEQ_LEN and BATCH may change, their number may not.
-`--budget 205k` draws such a stream here. What is printed is for people: scores are computed elsewhere, from what `load`
-predicts. With `--seconds` wall time is the budget: this file builds and compiles first, writes `ready` in --out and
-waits for the stream. Its coming starts the clock; the model is written before the seconds are over.
+`--budget FILE` is all that may be learnt from: uint16 tokens, drawn by the runner. Each is a training target at most
+once: SEQ_LEN and BATCH may change, their number may not. With `--seconds` wall time is the budget: this file builds
+and compiles first, writes `ready` in --out and waits for the stream; its coming starts the clock. Scores are computed
+elsewhere, from what `load` predicts. On one thread of a CPU the same seed and stream give bit-identical weights.
 
-On the CPU: one thread, and the same seed and stream give bit-identical weights. In this order: constants, tiers, model,
-loss, optimiser, data, training, and what a run by hand likes to see.
+In this order: constants, tiers, model, loss, optimiser, data, training, command line. What a run by hand looks up or
+tells besides is in `by_hand.py`, which no trial has.
 """
 
 import argparse
@@ -20,7 +19,6 @@ import gc
 import json
 import math
 import re
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -32,6 +30,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+try:
+    import by_hand
+except ImportError:
+    by_hand = None
 
 # ======== Constants. Every value that `choices:` or `range:` names works, in any combination: machines may search here.
 # A percentage is what the edit does to val_bpb at equal tokens (negative is better): the mean of three paired seeds,
@@ -68,6 +71,7 @@ SCALAR_LR = 0.05  # range: 0.005..0.5 log; step size of the mixing weights; 0.02
 WARMDOWN = 0.5  # range: 0..1; last share of the steps, in which the step sizes fall linearly to 0; 0.8: +0.2 %
 
 # ---- What a GPU's time is spent on and a CPU trial does without: fixed here, switches of the GPU tier below.
+ATTENTION = "sdpa"  # fixed: the kernel of attention; one that does not work here gives way to the next of KERNELS
 WINDOW = 0  # fixed: tokens that a layer looks back, 0 = all; each fourth layer, counted from the last, always sees all
 DOCUMENTS = False  # fixed: attention stays within the document of its token
 PASSES = 1  # fixed: batches whose gradients are added up to one step
@@ -79,16 +83,17 @@ PAD_VOCAB = 1  # fixed: the head's rows are filled up to a multiple of this, as 
 
 # ---- The GPU tier, `--tier gpu`: each GPU_NAME takes the place of NAME; what has no GPU_ line holds for both. Meant
 # for one H100 and 300 s: 54 M parameters, vocabulary 8192. Sizes and step sizes follow public five-minute runs
-# (autoresearch, modded-nanogpt). Their effects are NOT measured with this file: `benchmarks/gpu.sh` does it.
+# (autoresearch, modded-nanogpt). None of their effects was measured with this file yet: `benchmarks/gpu.sh` does it.
 
 GPU_WIDTH = 512  # choices: 384, 512, 640, 768; channels of the residual stream
 GPU_DEPTH = 8  # choices: 6, 7, 8, 9, 10, 12; layers
 GPU_HEAD_DIM = 128  # choices: 64, 128; channels of one attention head
-GPU_BIGRAM = True  # an embedding of the hashed (previous, current) pair of tokens; not measured
+GPU_BIGRAM = True  # an embedding of the hashed (previous, current) pair of tokens
 GPU_BIGRAM_ROWS = 8192  # range: 4096..131072 log; rows that the pairs share
 GPU_BIGRAM_LR = 0.5  # range: 0.1..4 log; Adam's step size of these rows
-GPU_SMEAR = True  # the previous token's embedding, mixed into each by a weight per channel; not measured
+GPU_SMEAR = True  # the previous token's embedding, mixed into each by a weight per channel
 GPU_ALIBI = False  # fixed: the kernels that skip what is masked know no slopes
+GPU_ATTENTION = "fa3"  # fixed: fa3 (FlashAttention-3, arXiv 2407.08608), then flex, then sdpa; all compute the same
 GPU_SEQ_LEN = 2048  # choices: 1024, 2048; tokens per sequence in training
 GPU_ROPE_BASE = 10000.0  # range: 100..100000 log; the slowest rotary turn takes 2 pi times this many tokens
 GPU_BATCH = 64  # choices: 16, 32, 64, 128; sequences per pass
@@ -98,17 +103,17 @@ GPU_EMBED_LR = 2.0  # range: 0.5..8 log; Adam's step size of the embeddings, at 
 GPU_HEAD_LR = 0.014  # range: 0.004..0.05 log; Adam's step size of the head, at width 64
 GPU_SCALAR_LR = 0.05  # range: 0.005..0.5 log; Adam's step size of the mixing weights
 GPU_WARMDOWN = 0.75  # range: 0.2..1; last share of the training, in which the step sizes fall
-GPU_LR_FLOOR = 0.05  # range: 0..0.2; share of the step sizes that is left at the end; not measured
-GPU_WINDOW = 256  # choices: 0, 128, 256, 512, 1024; tokens that three of four layers look back, 0 = all; not measured
-GPU_DOCUMENTS = True  # attention stays within the document of its token; not measured
+GPU_LR_FLOOR = 0.05  # range: 0..0.2; share of the step sizes that is left at the end (autoresearch, 2026)
+GPU_WINDOW = 256  # choices: 0, 128, 256, 512, 1024; tokens that three of four layers see (modded-nanogpt, 2024)
+GPU_DOCUMENTS = True  # attention stays within the document of its token (modded-nanogpt, 2024)
 GPU_PASSES = 4  # choices: 1, 2, 4, 8; batches whose gradients are added up to one step
-GPU_BATCH_RAMP = True  # a quarter of the passes in the first third, half in the second; not measured
-GPU_TAIL_EMA = 0.98  # range: 0.9..0.995; decay of the moving average of the last weights; not measured
+GPU_BATCH_RAMP = True  # a quarter of the passes in the first third, then half in the second (modded-nanogpt)
+GPU_TAIL_EMA = 0.98  # range: 0.9..0.995; decay of the average of the last weights (modded-nanogpt)
 GPU_COMPILE = True  # fixed: without it the same model, slower
 GPU_PAD_VOCAB = 64  # fixed
 # `--tier tiny`: the GPU tier's code at sizes that a CPU tries in seconds.
 TINY = {"WIDTH": 64, "DEPTH": 4, "HEAD_DIM": 32, "BIGRAM_ROWS": 512, "SEQ_LEN": 128, "BATCH": 2, "WINDOW": 32}
-TINY["COMPILE"] = False
+TINY |= {"COMPILE": False, "ATTENTION": "sdpa"}
 
 
 # ======== Tiers: which constants, device, precision and kernel.
@@ -117,11 +122,11 @@ TIER = "cpu"
 DEVICE = torch.device("cpu")
 # bf16 where this CPU multiplies it natively: 4.6x the fp32 rate, while emulated bf16 is slower than fp32. Asked of the
 # CPU, not timed: a busy machine must not change the weights.
-NATIVE = any(torch.cpu.get_capabilities().get(name) for name in ("avx512_bf16", "amx_bf16"))
+CAN = getattr(torch.cpu, "get_capabilities", dict)()  # an older torch can not say
+NATIVE = any(CAN.get(name) for name in ("avx512_bf16", "amx_bf16"))
 DTYPE = torch.bfloat16 if NATIVE else torch.float32
-KERNEL = "sdpa"  # of attention within documents and windows; "flex" and "fa3" skip what is masked
-FUSED: Any = None  # that kernel's function
-BLOCK_MASK: Any = None  # what makes a mask for "flex"
+KERNELS = ("fa3", "flex", "sdpa")  # of attention; the first two skip what is masked
+KERNEL, FUSED, BLOCK_MASK = "sdpa", None, None  # the one in use, its function, and what makes masks for "flex"
 
 
 def use_tier(tier: str) -> None:
@@ -143,9 +148,6 @@ def use_kernel(name: str) -> None:
     fused = block_mask = None
     if name == "fa3":
         from flash_attn_interface import flash_attn_varlen_func as fused
-
-        if DEVICE.type == "cuda" and torch.cuda.get_device_capability()[0] != 9:
-            raise RuntimeError("FlashAttention-3 needs a GPU of the Hopper generation")
     if name == "flex":
         from torch.nn.attention.flex_attention import create_block_mask as block_mask
         from torch.nn.attention.flex_attention import flex_attention as fused
@@ -179,13 +181,6 @@ def embedding(rows: int, std: float) -> nn.Embedding:
     return table
 
 
-def previous(x: Tensor, first: float = 0.0) -> Tensor:
-    """Every position sees the one before it; position 0 sees `first`. `x` is [B, T, ...]."""
-    shifted = torch.full_like(x, first)
-    shifted[:, 1:] = x[:, :-1]
-    return shifted
-
-
 @lru_cache(maxsize=4)
 def rotation(length: int) -> tuple[Tensor, Tensor]:
     """Cosine and signed sine by which channels turn in pairs (RoPE, arXiv 2104.09864), [T, 1, HEAD_DIM]."""
@@ -214,12 +209,12 @@ def look_back(tokens: Tensor, bos: int, windows: set[int]) -> dict[int, Any]:
     stream without its beginning: no token is thrown away, and all kernels compute the same.
     """
     rows, length = tokens.shape
-    if not (DOCUMENTS or WINDOW):  # all of the past: one mask, made once; a GPU's kernel needs none
+    if not (DOCUMENTS or WINDOW) and (TIER == "cpu" or ALIBI or length <= SEQ_LEN):  # one for all, made once, or none
         return dict.fromkeys(windows, attention_bias(length) if TIER == "cpu" or ALIBI else None)
     if KERNEL == "fa3":  # one list of borders for all windows; its length is fixed, so that nothing compiles twice
-        borders = torch.full((tokens.numel() // 16 + 1,), tokens.numel(), dtype=torch.int32)
         row_starts = torch.arange(0, tokens.numel(), length)
         found = torch.cat((row_starts, (tokens == bos).flatten().nonzero().flatten())).unique()
+        borders = torch.full((tokens.numel() // 16 + 1,), tokens.numel(), dtype=torch.int32)
         if len(found) >= len(borders) or not DOCUMENTS:  # too many, tiny documents: joined for this once
             found = row_starts
         borders[: len(found)] = found
@@ -231,8 +226,7 @@ def look_back(tokens: Tensor, bos: int, windows: set[int]) -> dict[int, Any]:
 
     if KERNEL == "flex":
         return {window: BLOCK_MASK(seen(window), rows, None, length, length, device=DEVICE.type) for window in windows}
-    place = torch.arange(length, device=DEVICE)
-    row = torch.arange(rows, device=DEVICE)[:, None, None]
+    place, row = torch.arange(length, device=DEVICE), torch.arange(rows, device=DEVICE)[:, None, None]
     return {window: seen(window)(row, 0, place[:, None], place)[:, None] for window in windows}
 
 
@@ -249,7 +243,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, seen: Any, window: int) -> Tensor:
     if KERNEL == "flex":
         return FUSED(q, k, v, block_mask=seen)
     q, k, v = (x.transpose(1, 2).reshape(rows * length, heads, channels) for x in (q, k, v))
-    y = FUSED(q, k, v, seen, seen, length, length, causal=True, window_size=(min(window, length) - 1, 0))
+    y = FUSED(q, k, v, seen, seen, length, length, causal=True, window_size=(window - 1, 0))
     y = y[0] if isinstance(y, tuple) else y  # some versions also give the log-sum-exp
     return y.view(rows, length, heads, channels).transpose(1, 2)
 
@@ -293,9 +287,6 @@ class GPT(nn.Module):
     def __init__(self, vocab_size: int, depth: int | None = None) -> None:
         super().__init__()
         assert WIDTH % HEAD_DIM == 0, f"WIDTH {WIDTH} must be a multiple of HEAD_DIM {HEAD_DIM}"
-        assert HEAD_DIM % 2 == 0, f"HEAD_DIM {HEAD_DIM} must be even: rotary positions turn pairs of channels"
-        assert ACTIVATION in ("relu2", "gelu", "silu"), f"ACTIVATION {ACTIVATION!r} must be relu2, gelu or silu"
-        assert 0 <= WARMDOWN <= 1, f"WARMDOWN {WARMDOWN} must lie in 0..1"
         assert not (ALIBI and (DOCUMENTS or WINDOW)), "ALIBI needs whole attention: switch DOCUMENTS and WINDOW off"
         depth = depth or DEPTH
         self.vocab_size = vocab_size
@@ -313,9 +304,9 @@ class GPT(nn.Module):
         self.head = Linear(WIDTH, padded, std=0.001)  # not tied to the embedding; the first loss is log V
 
     def windows(self, length: int) -> list[int]:
-        """How far each layer looks back in a context of `length`."""
-        last, short = len(self.attention) - 1, min(WINDOW or length, length)
-        return [length if (last - i) % 4 == 0 else short for i in range(last + 1)]
+        """How far each layer looks back in a context of `length`: no further than it was trained to."""
+        last, whole = len(self.attention) - 1, min(length, SEQ_LEN)
+        return [whole if (last - i) % 4 == 0 else min(WINDOW or whole, whole) for i in range(last + 1)]
 
     def around(self, tokens: Tensor) -> tuple[tuple[Tensor, Tensor], dict[int, Any]]:
         """What a pass needs beside its tokens: kept out of the compiled part, since it depends on what they are."""
@@ -326,15 +317,15 @@ class GPT(nn.Module):
         """Bigram before the norm, smear behind it: rows of rare pairs grow huge, and cost 4 % when not normalised."""
         x = self.token(tokens)
         if self.bigram is not None:  # the row of (previous token, token) is a hash: pairs may share rows
-            before = previous(tokens, first=self.vocab_size - 1)
+            before = F.pad(tokens[:, :-1], (1, 0), value=self.vocab_size - 1)
             x = x + self.bigram((before * 36313 ^ tokens * 27191) % BIGRAM_ROWS)
         x = norm(x)
         if self.smear is not None:
-            x = x + self.smear * previous(x)
+            x = x + self.smear * F.pad(x[:, :-1], (0, 0, 1, 0))
         return x.to(DTYPE)
 
-    def logits(self, tokens: Tensor, around: Any = None) -> Tensor:
-        """Before the softcap."""
+    def forward(self, tokens: Tensor, around: Any = None, capped: bool = True) -> Tensor:
+        """What is scored. `CappedLoss` takes it not capped, and repeats what the last line does: change both."""
         turn, seen = around or self.around(tokens)
         windows = self.windows(tokens.size(1))
         x = x0 = self.embed(tokens)
@@ -344,12 +335,8 @@ class GPT(nn.Module):
             x = x + attention(norm(x), value, turn, seen[windows[i]], windows[i])
             x = x + mlp(norm(x))
         logits = self.head(norm(x))
-        return logits if logits.size(-1) == self.vocab_size else logits[..., : self.vocab_size]
-
-    def forward(self, tokens: Tensor, around: Any = None) -> Tensor:
-        """What is scored. `CappedLoss` repeats what stands here: change both."""
-        logits = self.logits(tokens, around)
-        return SOFTCAP * torch.tanh(logits / SOFTCAP) if SOFTCAP else logits
+        logits = logits if logits.size(-1) == self.vocab_size else logits[..., : self.vocab_size]
+        return SOFTCAP * torch.tanh(logits / SOFTCAP) if SOFTCAP and capped else logits
 
 
 # ======== Loss.
@@ -357,8 +344,7 @@ class CappedLoss(torch.autograd.Function):
     """Mean cross entropy of the softcapped `logits` [N, V], in nats, its gradient worked out in the same pass.
 
     Half of autograd's time, a sixth of a step's. C tanh(x / C) = 2 C sigmoid(2 x / C) - C, where the C at the end
-    changes no probability: sigmoid takes a tenth of tanh's time on a CPU. Whoever changes `GPT.forward` changes this.
-    Spoils `logits`.
+    changes no probability: sigmoid takes a tenth of tanh's time on a CPU. Spoils `logits`.
     """
 
     @staticmethod
@@ -379,13 +365,10 @@ class CappedLoss(torch.autograd.Function):
         return (gradient if upstream[0] == 1 else gradient * upstream[0]), None  # to multiply by 1 takes 1 % of a step
 
 
-LossOf = Callable[[GPT, Tensor, Tensor, Any], Tensor]
-
-
 def plain_loss(model: GPT, inputs: Tensor, targets: Tensor, around: Any) -> Tensor:
     """Nats per token; on a CPU with the gradient by hand, on a GPU the compiler does as well."""
     if TIER == "cpu":
-        return CappedLoss.apply(model.logits(inputs, around).flatten(0, 1), targets.flatten())
+        return CappedLoss.apply(model(inputs, around, capped=False).flatten(0, 1), targets.flatten())
     return F.cross_entropy(model(inputs, around).float().flatten(0, 1), targets.flatten())
 
 
@@ -419,7 +402,7 @@ class Optimizer:
         rest += [(p, SCALAR_LR) for p in model.parameters() if p.dim() == 1]
         rest += [(model.head.weight, HEAD_LR * narrow)]
         self.slots = [(p, lr, torch.zeros_like(p), torch.zeros_like(p)) for p, lr in rest]
-        self.steps = 0
+        self.steps, self.weights, self.tail = 0, list(model.parameters()), []
 
     @torch.no_grad()
     def step(self, progress: float) -> None:
@@ -428,6 +411,9 @@ class Optimizer:
         scale = LR_FLOOR + (1 - LR_FLOOR) * scale
         self.adam(scale)
         self.muon(MATRIX_LR * scale)
+        if TAIL_EMA and progress >= 0.8:  # earlier weights would have no share in it
+            self.tail = self.tail or [p.clone() for p in self.weights]
+            torch._foreach_lerp_(self.tail, self.weights, 1 - TAIL_EMA)
 
     def muon(self, lr: float) -> None:
         """Momentum with orthogonalised steps (Jordan et al. 2024). Adam, the best of 5 step sizes: +0.7 %."""
@@ -449,23 +435,11 @@ class Optimizer:
             p.addcdiv_(mean, square.sqrt().add_(eps), value=-lr * scale * unbias)
             p.grad = None
 
-
-class TailAverage:
-    """The moving average of the weights that is kept in the end. Those of the first 80 % would have no share in it."""
-
-    def __init__(self, model: GPT) -> None:
-        self.weights, self.average = list(model.parameters()), []
-
     @torch.no_grad()
-    def update(self, progress: float) -> None:
-        if TAIL_EMA and progress >= 0.8:
-            self.average = self.average or [p.clone() for p in self.weights]
-            torch._foreach_lerp_(self.average, self.weights, 1 - TAIL_EMA)
-
-    @torch.no_grad()
-    def keep(self) -> None:
-        if self.average:
-            torch._foreach_copy_(self.weights, self.average)
+    def finish(self) -> None:
+        """Keep the average of the last weights, if there is one."""
+        if self.tail:
+            torch._foreach_copy_(self.weights, self.tail)
 
 
 # ======== Data.
@@ -477,33 +451,20 @@ def read_tokens(path: Path) -> np.ndarray:
     return np.memmap(path, dtype="<u2", mode="r")
 
 
-def number_in(budget: str) -> int | None:
-    """`205k` as a number; None when it must be a file."""
-    number = re.fullmatch(r"(\d+(?:\.\d+)?)([kKmM]?)", budget)
-    return int(float(number[1]) * {"": 1, "k": 1_000, "m": 1_000_000}[number[2].lower()]) if number else None
-
-
-def read_stream(budget: str, data: Path, seed: int, scale: int = 1) -> np.ndarray:
-    """The tokens of this trial: the runner's file, or `scale` times as many as told, in pieces drawn by the seed."""
-    if Path(budget).is_file():
-        return read_tokens(Path(budget))
-    number = number_in(budget)
-    if number is None:
-        raise ValueError(f"--budget {budget} is neither a file nor a number of tokens such as 205k")
-    count, tokens = scale * number, read_tokens(data / "tokens.bin")
-    if DOCUMENTS:
-        return whole_documents(tokens, np.load(data / "documents.npy").astype(np.int64), seed, count)
-    piece = min(256, len(tokens) - 1)
-    starts = np.random.default_rng(seed).integers(0, len(tokens) - piece, size=-(-count // piece))
-    return np.concatenate([tokens[:0], *(tokens[start : start + piece] for start in starts)])[:count]
-
-
-def whole_documents(tokens: np.ndarray, starts: np.ndarray, seed: int, count: int) -> np.ndarray:
-    """Documents in an order drawn by the seed, each once before any comes again; the last is cut."""
-    random, lengths = np.random.default_rng(seed), np.diff(starts, append=len(tokens))
-    order = np.concatenate([random.permutation(len(starts)) for _ in range(-(-count // lengths.sum()))])
-    order = order[: lengths[order].cumsum().searchsorted(count) + 1]
-    return np.concatenate([tokens[starts[i] : starts[i] + lengths[i]] for i in order])[:count]
+def read_stream(budget: int | Path, data: Path, seed: int) -> np.ndarray:
+    """The tokens of this trial: the runner's file, or so many tokens of `data`, in pieces drawn by the seed."""
+    if isinstance(budget, Path):
+        return read_tokens(budget)
+    tokens, random = read_tokens(data / "tokens.bin"), np.random.default_rng(seed)
+    if DOCUMENTS:  # whole, in an order drawn by the seed, each once before any comes again; the last is cut
+        starts = np.load(data / "documents.npy").astype(np.int64)
+        lengths = np.diff(starts, append=len(tokens))
+        order = np.concatenate([random.permutation(len(starts)) for _ in range(1 + budget // lengths.sum())])
+        order = order[: lengths[order].cumsum().searchsorted(budget) + 1]
+        return np.concatenate([tokens[starts[i] : starts[i] + lengths[i]] for i in order])[:budget]
+    piece = max(1, min(256, len(tokens) - 1))
+    starts = random.integers(0, len(tokens) - piece, size=-(-budget // piece))
+    return np.concatenate([tokens[:0], *(tokens[start : start + piece] for start in starts)])[:budget]
 
 
 class Batches:
@@ -516,7 +477,7 @@ class Batches:
         self.stream, self.bos, self.count = stream, bos, len(stream) // (SEQ_LEN * BATCH)
         if self.count == 0:
             raise ValueError(f"--budget has {len(stream)} tokens, less than one step of {SEQ_LEN * BATCH}: raise it")
-        if (largest := stream[: 2**24].max()) >= vocab_size:
+        if (largest := max(stream.max(), bos)) >= vocab_size:
             raise ValueError(f"token {largest} is outside the vocabulary of {vocab_size}")
 
     def __len__(self) -> int:
@@ -533,12 +494,6 @@ class Batches:
         return pair[:, :-1], pair[:, 1:]
 
 
-def read_batches(arguments: argparse.Namespace, data: Path, meta: dict[str, int]) -> Batches:
-    """What this trial learns from."""
-    stream = read_stream(arguments.budget, data, arguments.seed, arguments.scale.get("tokens", 1))
-    return Batches(stream, meta["bos"], meta["vocab_size"])
-
-
 def to_device(tokens: Tensor) -> Tensor:
     """Without waiting for what the device does now."""
     return tokens if DEVICE.type == "cpu" else tokens.contiguous().pin_memory().to(DEVICE, non_blocking=True)
@@ -549,30 +504,30 @@ class Clock:
     """How much of the budget is used, in batches and in seconds."""
 
     def __init__(self, seconds: float = math.inf, now: Callable[[], float] = time.perf_counter) -> None:
-        self.now, self.started = now, now()
-        self.seconds, self.ticked, self.step_s, self.used = seconds, self.started, 0.0, 0
+        self.now, self.started, self.seconds = now, now(), seconds
+        self.ticked, self.step_s, self.used = self.started, 0.0, 0
 
-    def progress(self, batches: int) -> float:
-        """Share of the tokens or of the seconds, whichever is further on."""
+    def progress(self, batches: int) -> float:  # share of the tokens or of the seconds, whichever is further on
         return max(self.used / batches, (self.ticked - self.started) / self.seconds)
 
-    def has_time(self) -> bool:
-        """Whether one more step, if it is a tenth slower than the last, fits."""
+    def has_time(self) -> bool:  # for one more step, if it is a tenth slower than the last
         return self.ticked - self.started + 1.1 * self.step_s < self.seconds
 
     def tick(self, batches: int) -> None:
-        """A step is done."""
-        self.used += batches
-        now = self.now()
-        self.step_s, self.ticked = now - self.ticked, now
+        self.used, before, self.ticked = self.used + batches, self.ticked, self.now()
+        self.step_s = self.ticked - before
+
+
+LossOf = Callable[[GPT, Tensor, Tensor, Any], Tensor]
 
 
 def get_ready(model: GPT) -> LossOf:
     """The loss, compiled and tried on tokens that mean nothing. What does not work here is left out, aloud."""
     if TIER == "cpu":
         return plain_loss
-    fused = ["fa3", "flex"] if DEVICE.type == "cuda" and COMPILE else []
-    ways = [*((kernel, True) for kernel in fused), *([("sdpa", True)] if COMPILE else []), ("sdpa", False)]
+    fits = COMPILE or DEVICE.type == "cpu"  # "flex" that is not compiled keeps every score in memory
+    kernels = [kernel for kernel in KERNELS[KERNELS.index(ATTENTION) :] if fits or kernel != "flex"]
+    ways = [*((kernel, COMPILE) for kernel in kernels), *([("sdpa", False)] if COMPILE else [])]
     for kernel, compiles in ways:
         try:
             use_kernel(kernel)
@@ -593,8 +548,7 @@ def get_ready(model: GPT) -> LossOf:
 
 def losses(model: GPT, steps: Batches, loss_of: LossOf = plain_loss, clock: Clock | None = None) -> Iterator[float]:
     """Train until the batches or the seconds are used up; yield the loss (nats per token) of each step."""
-    clock = clock or Clock()
-    optimizer, average = Optimizer(model), TailAverage(model)
+    clock, optimizer = clock or Clock(), Optimizer(model)
     while clock.used < len(steps) and clock.has_time():
         progress = clock.progress(len(steps))
         share = 1 if not BATCH_RAMP or progress >= 2 / 3 else 2 if progress >= 1 / 3 else 4
@@ -605,18 +559,30 @@ def losses(model: GPT, steps: Batches, loss_of: LossOf = plain_loss, clock: Cloc
             loss.backward()
             total += loss.detach()
         optimizer.step(progress)
-        average.update(progress)
         told = total.item()  # waits for the device: the clock must not run ahead of it
         clock.tick(passes)
         yield told
-    average.keep()
+    optimizer.finish()
+
+
+def flops(model: GPT, tokens: int) -> float:
+    """Operations of training on `tokens`: 6 per weight of a matrix and token, and attention without borders."""
+    weights = sum(module.weight.numel() for module in model.modules() if isinstance(module, nn.Linear))
+    visible = sum(window - window**2 / (2 * SEQ_LEN) for window in model.windows(SEQ_LEN))
+    return tokens * (6.0 * weights + 12.0 * WIDTH * visible)
 
 
 def save(model: GPT, out: Path) -> None:
     """Leave the artifact that `load` reads."""
-    torch.save(model.state_dict(), out / "model.pt")
-    if TIER != "cpu":
-        (out / "tier.txt").write_text(TIER)
+    try:
+        torch.save(model.state_dict(), out / "model.pt")
+        if TIER != "cpu":
+            (out / "tier.txt").write_text(TIER)
+    except (OSError, RuntimeError) as error:  # the second, from torch's file of that name, when a disk is full
+        if isinstance(error, RuntimeError) and "inline_container" not in str(error):
+            raise
+        why = error.strerror if isinstance(error, OSError) else "no room left"
+        stop(f"the model can not be written to {out} ({why}): free some space, or name another --out", 2)
 
 
 def load(artifact_dir: str) -> Callable[[Tensor], Tensor]:
@@ -642,16 +608,9 @@ def load(artifact_dir: str) -> Callable[[Tensor], Tensor]:
     return predict
 
 
-def train(model: GPT, steps: Batches, loss_of: LossOf, clock: Clock) -> tuple[float, int]:
-    """The loop, told in a line every ten steps. Returns the running mean of the loss and the number of steps."""
-    mean, step = math.log(model.vocab_size), 0  # the loss of a blind guess
-    for step, loss in enumerate(losses(model, steps, loss_of, clock), start=1):
-        if not math.isfinite(loss):
-            stop(f"loss is {loss} at step {step} of {len(steps)}", 1)
-        mean = 0.9 * mean + 0.1 * loss  # over about 10 steps
-        if step % 10 == 0 or clock.used == len(steps):
-            print(f"step {clock.used}/{len(steps)} tokens {clock.used * SEQ_LEN * BATCH} loss {mean:.3f}", flush=True)
-    return mean, step
+def read_batches(arguments: argparse.Namespace, data: Path, meta: dict[str, int]) -> Batches:
+    """What this trial learns from."""
+    return Batches(read_stream(arguments.budget, data, arguments.seed), meta["bos"], meta["vocab_size"])
 
 
 def trial(arguments: argparse.Namespace, data: Path, meta: dict[str, int], steps: Batches | None) -> dict[str, str]:
@@ -664,31 +623,36 @@ def trial(arguments: argparse.Namespace, data: Path, meta: dict[str, int], steps
         seconds = arguments.seconds - 2 * (time.perf_counter() - before) - 0.5
     if steps is None:  # ask for the tokens: their coming starts the clock. Who keeps us waiting also ends us
         (arguments.out / "ready").touch()
-        while not Path(arguments.budget).exists():
+        while not arguments.budget.exists():
             time.sleep(0.001)
-        steps = read_batches(arguments, data, meta)
     clock, startup_s = Clock(seconds), time.perf_counter() - STARTED
+    steps = steps or read_batches(arguments, data, meta)
     millions = sum(p.numel() for p in model.parameters()) / 1e6
     size = f"{millions:.2f} M parameters, {len(steps)} batches of {SEQ_LEN * BATCH} tokens"
     print(f"{size}, {'bf16' if DTYPE == torch.bfloat16 else 'fp32 (no native bf16 here)'} on {DEVICE}", flush=True)
     now = time.process_time if DEVICE.type == "cpu" else time.perf_counter
-    before = now()
-    loss, count = train(model, steps, loss_of, clock)
-    training_s = now() - before
+    before, mean, step = now(), math.log(model.vocab_size), 0  # the loss of a blind guess
+    for step, loss in enumerate(losses(model, steps, loss_of, clock), start=1):
+        if not math.isfinite(loss):
+            stop(f"loss is {loss} at step {step} of {len(steps)}", 1)
+        mean = 0.9 * mean + 0.1 * loss  # over about 10 steps
+        if step % 10 == 0 or clock.used == len(steps):
+            print(f"step {clock.used}/{len(steps)} tokens {clock.used * SEQ_LEN * BATCH} loss {mean:.3f}", flush=True)
+    training_s, tokens = now() - before, clock.used * SEQ_LEN * BATCH
     save(model, arguments.out)
-    tokens = clock.used * SEQ_LEN * BATCH
     operations = flops(model, tokens)
-    return scores(model, None if Path(arguments.budget).is_file() else data.parent, operations / training_s) | {
-        **{"train_loss": f"{loss:.6f}", "training_seconds": f"{training_s:.1f}"},
-        **{"total_seconds": f"{time.perf_counter() - STARTED:.1f}", "startup_seconds": f"{startup_s:.1f}"},
-        **{"cpu_seconds": f"{time.process_time():.1f}", "tokens_per_s": f"{tokens / training_s:.0f}"},
-        **{"total_tokens_M": f"{tokens / 1e6:.2f}", "total_tflops": f"{operations / 1e12:.3f}"},
-        **{"num_steps": f"{count}", "num_params_M": f"{millions:.2f}", "depth": f"{len(model.attention)}"},
-    }
+    use_kernel("sdpa")  # scores do not rest on what was compiled for training
+    known = by_hand and isinstance(arguments.budget, int)  # a trial's time is for training
+    told = by_hand.scores(model, data.parent, TIER, DTYPE, operations / training_s) if known else {}
+    told |= {"train_loss": f"{mean:.6f}", "training_seconds": f"{training_s:.1f}"}
+    told |= {"total_seconds": f"{time.perf_counter() - STARTED:.1f}", "startup_seconds": f"{startup_s:.1f}"}
+    told |= {"cpu_seconds": f"{time.process_time():.1f}", "tokens_per_s": f"{tokens / training_s:.0f}"}
+    told |= {"total_tokens_M": f"{tokens / 1e6:.2f}", "total_tflops": f"{operations / 1e12:.3f}"}
+    return told | {"num_steps": f"{step}", "num_params_M": f"{millions:.2f}", "depth": f"{len(model.attention)}"}
 
 
 def main() -> None:
-    """Train, leave the model in --out, print what people like to see. Exit 1: training failed; 2: it can not begin."""
+    """Train, leave the model in --out, print what people like to see. Exit 1: training failed; 2: what you can mend."""
     arguments = read_arguments()
     torch.set_num_threads(1)  # two threads are slower than one as soon as the machine has anything else to do
     torch.manual_seed(arguments.seed)
@@ -697,13 +661,14 @@ def main() -> None:
         arguments.tier = "cpu"
     use_tier(arguments.tier)
     try:
-        data = arguments.data or prepared()
+        data = arguments.data or (by_hand.prepared(TIER) if by_hand else Path("data/train"))
         meta = json.loads((data / "meta.json").read_text())
-        waits = arguments.seconds and number_in(arguments.budget) is None
+        waits = arguments.seconds and isinstance(arguments.budget, Path)
         steps = None if waits else read_batches(arguments, data, meta)
         arguments.out.mkdir(parents=True, exist_ok=True)
-    except (OSError, ValueError) as error:
-        stop(f"{error} (--data is the train folder that prepare.py makes, --out a folder for the model)", 2)
+    except (OSError, ValueError, KeyError, EOFError) as error:
+        known = "--data is the train folder that prepare.py makes, --budget a file of tokens or a number such as 205k"
+        stop(f"{error} ({known}, --out a folder for the model)", 2)
     try:
         told = trial(arguments, data, meta, steps)
     except RuntimeError as error:  # torch's word for a CPU that ran out of memory, and the base of a GPU's
@@ -715,7 +680,7 @@ def main() -> None:
 
 
 def no_memory(error: Exception) -> bool:
-    """Whether it says that memory ran out; a kernel's "out of resource: shared memory" is something else."""
+    """Whether memory ran out; a kernel's "out of resource: shared memory" is something else."""
     return any(words in str(error) for words in ("out of memory", "not enough memory", "can't allocate memory"))
 
 
@@ -725,7 +690,7 @@ def stop(why: str, status: int) -> NoReturn:
     sys.exit(status)
 
 
-# ======== By hand: the command line, the default corpus, and a summary with a score. A trial needs the first.
+# ======== Command line.
 def read_arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description="Train a small GPT on a fixed stream of tokens.")
@@ -733,7 +698,7 @@ def read_arguments() -> argparse.Namespace:
     add("--data", type=Path, help="folder with tokens.bin and meta.json; default: prepared beside this")
     add("--out", type=Path, default=Path("out"), help="folder for the trained model; default: out")
     add("--seed", type=int, default=0, help="decides initial weights, and the data if drawn here")
-    add("--budget", default="204.8k", help="the runner's token stream, or a count such as 205k")
+    add("--budget", type=read_budget, default="204.8k", help="the runner's token stream, or a count such as 205k")
     add("--tier", choices=("cpu", "gpu", "tiny"), default="cpu", help="tiny: gpu, for a CPU to try")
     add("--seconds", type=float, default=0.0, help="wall time from the stream to the written model")
     why = "N times the layers, or N times a --budget that is a count: does a gain survive at a larger scale?"
@@ -741,7 +706,15 @@ def read_arguments() -> argparse.Namespace:
     arguments = parser.parse_args()
     if arguments.seconds and "tokens" in arguments.scale:
         parser.error("--scale tokens=N changes nothing where --seconds is the budget: name more seconds")
+    if isinstance(arguments.budget, int):
+        arguments.budget *= arguments.scale.get("tokens", 1)
     return arguments
+
+
+def read_budget(text: str) -> int | Path:
+    """`205k` as a number; what is none must be a file."""
+    number = re.fullmatch(r"(\d+(?:\.\d+)?)([kKmM]?)", text)
+    return int(float(number[1]) * {"": 1, "k": 1_000, "m": 1_000_000}[number[2].lower()]) if number else Path(text)
 
 
 def read_scale(text: str) -> dict[str, int]:
@@ -750,76 +723,6 @@ def read_scale(text: str) -> dict[str, int]:
     if found is None:
         raise argparse.ArgumentTypeError(f"{text!r} is neither depth=N nor tokens=N with a whole N, such as depth=2")
     return {found[1]: int(found[2])}
-
-
-def prepared() -> Path:
-    """The training tokens of the default corpus, made by prepare.py when they are not there yet."""
-    script = Path(__file__).resolve().parent / "prepare.py"
-    corpus = script.parent / ".cache" / ("data" if TIER == "cpu" else "gpu-data")
-    if not (corpus / "manifest.json").is_file():
-        if TIER != "cpu":
-            how = f"python {script} --out {corpus} --source climbmix --vocab 8192"
-            raise ValueError(f"the GPU tier's data is not there: {how}")
-        if subprocess.run([sys.executable, script, "--out", corpus], check=False).returncode:
-            raise ValueError(f"{corpus} is not there and could not be prepared")
-    return corpus / "train"
-
-
-SCORED = {"cpu": (256, 65536), "gpu": (2048, 524288), "tiny": (256, 8192)}  # context and tokens, as the task says
-
-
-@torch.no_grad()
-def bits_per_byte(model: GPT, corpus: Path) -> float:
-    """val_bpb of the first validation tokens, as the swarm's scorer computes it."""
-    window, tokens = SCORED[TIER]
-    lengths = torch.from_numpy(np.load(corpus / "token_bytes.npy").astype(np.int64))
-    stream = torch.from_numpy(read_tokens(corpus / "val" / "tokens.bin")[: tokens + 1].astype(np.int64))
-    count = (len(stream) - 1) // window * window
-    inputs, targets = stream[:count].view(-1, window), stream[1 : count + 1].view(-1, window)
-    nats = 0.0
-    for questions, answers in zip(inputs.split(16), targets.split(16), strict=True):
-        logits = model(questions.to(DEVICE)).float().flatten(0, 1)
-        nats_each = F.cross_entropy(logits, answers.flatten().to(DEVICE), reduction="none").cpu()
-        nats += nats_each[lengths[answers.flatten()] > 0].double().sum().item()
-    return nats / math.log(2) / lengths[targets].sum().item()
-
-
-def scores(model: GPT, corpus: Path | None, operations_per_s: float) -> dict[str, str]:
-    """How good and how fast. Not where `corpus` is None, but for a GPU's speed: a trial's time is for training."""
-    told, peak = {}, peak_flops() if corpus or DEVICE.type == "cuda" else None
-    if corpus and (corpus / "val").is_dir():
-        use_kernel("sdpa")
-        told["val_bpb"] = f"{bits_per_byte(model, corpus):.6f}"
-    if peak:
-        told["mfu_percent"] = f"{100 * operations_per_s / peak:.1f}"
-    if DEVICE.type == "cuda":
-        told["peak_vram_mb"] = f"{torch.cuda.max_memory_allocated() / 2**20:.0f}"
-    return told
-
-
-def flops(model: GPT, tokens: int) -> float:
-    """Operations of training on `tokens`: 6 per weight of a matrix and token, and attention without borders."""
-    weights = sum(module.weight.numel() for module in model.modules() if isinstance(module, nn.Linear))
-    visible = sum(window - window**2 / (2 * SEQ_LEN) for window in model.windows(SEQ_LEN))
-    return tokens * (6.0 * weights + 12.0 * WIDTH * visible)
-
-
-# Dense bf16, in 10^12 operations per second, by the maker's data sheets; the first name that the GPU's name contains.
-PEAKS = {"GB200": 2500, "B200": 2250, "H200": 989, "H100 PCIe": 756, "H100 NVL": 835, "H100": 989, "A100": 312}
-PEAKS |= {"L40S": 362, "L40": 181, "L4": 121}
-
-
-def peak_flops() -> float | None:
-    """Operations per second that 100 % MFU means: a GPU's data sheet; of a core, a large matrix product in DTYPE."""
-    if DEVICE.type == "cuda":
-        name = torch.cuda.get_device_name()
-        return next((1e12 * peak for part, peak in PEAKS.items() if part in name), None)
-    a = torch.ones(1024, 1024, dtype=DTYPE)
-    torch.mm(a, a)  # the first one also sets up the kernel
-    started = time.process_time()
-    for _ in range(16):
-        torch.mm(a, a)
-    return 16 * 2.0 * 1024**3 / (time.process_time() - started)
 
 
 if __name__ == "__main__":

@@ -111,7 +111,7 @@ def run_ours(entry: Entry, seed: int, cpu_s: float, data: Path) -> Result:
     step_tokens = train.SEQ_LEN * train.BATCH
     count = int(FIT * cpu_s * speed(train, seed, cpu_s / 10, data, meta)) // step_tokens * step_tokens
     torch.manual_seed(seed)
-    steps = train.Batches(train.read_stream(str(count), data / "train", seed), meta["bos"])
+    steps = train.Batches(train.read_stream(count, data / "train", seed), meta["bos"])
     started = time.process_time()
     model = train.GPT(meta["vocab_size"])
     for _ in train.losses(model, steps):
@@ -123,7 +123,7 @@ def run_ours(entry: Entry, seed: int, cpu_s: float, data: Path) -> Result:
 
 def speed(train: Any, seed: int, cpu_s: float, data: Path, meta: dict[str, int]) -> float:
     """Tokens per CPU-second, once warm."""
-    steps = train.Batches(train.read_stream("400k", data / "train", seed), meta["bos"])
+    steps = train.Batches(train.read_stream(400_000, data / "train", seed), meta["bos"])
     losses = train.losses(train.GPT(meta["vocab_size"]), steps)
     list(islice(losses, 3))
     started, done = time.process_time(), 0

@@ -9,6 +9,7 @@ sd / sqrt(seeds) is noise.
 """
 
 import argparse
+import os
 import re
 import subprocess
 import sys
@@ -85,7 +86,10 @@ def run(source: str, seed: int, budget: str) -> Run:
         code.write_text(source)
         data = TRAIN.parent / ".cache" / "data" / "train"
         argv = ["--data", str(data), "--out", f"{place}/out", "--seed", str(seed), "--budget", budget]
-        done = subprocess.run([sys.executable, str(code), *argv], capture_output=True, text=True, check=False)
+        neighbours = {**os.environ, "PYTHONPATH": str(TRAIN.parent)}
+        done = subprocess.run(
+            [sys.executable, str(code), *argv], capture_output=True, text=True, check=False, env=neighbours
+        )
     if done.returncode:
         sys.exit(f"a run failed: {done.stderr.strip().splitlines()[-1]}")
     facts = dict(re.findall(r"(?m)^(\w+): +(\S+)$", done.stdout))

@@ -277,6 +277,9 @@ def _check_metric(raw: _TaskFile, where: str) -> None:
     if raw.metric.score == "answers":
         if not (raw.commands.score and raw.commands.prepare and raw.budget.tokens):
             _refuse(where, 'metric.score = "answers" needs commands.score, commands.prepare and budget.tokens')
+        window, scored = raw.budget.window, raw.budget.val_tokens
+        if window > scored:
+            _refuse(where, f"budget.window = {window} is more than budget.val_tokens = {scored}; lower it")
         return
     try:
         groups = re.compile(raw.metric.pattern, re.MULTILINE).groups

@@ -256,7 +256,7 @@ def test_the_loss_by_hand_is_the_cross_entropy_of_what_the_model_predicts(softca
     model, tokens, targets = module.GPT(VOCAB), torch.randint(VOCAB, (2, 64)), torch.randint(VOCAB, (2, 64))
     torch.nn.init.normal_(model.head.weight)  # far from the start, where no logit is near the cap
     expected = torch.nn.functional.cross_entropy(model(tokens).flatten(0, 1), targets.flatten())
-    by_hand = module.CappedLoss.apply(model.logits(tokens).flatten(0, 1), targets.flatten())
+    by_hand = module.CappedLoss.apply(model(tokens, capped=False).flatten(0, 1), targets.flatten())
     torch.testing.assert_close(by_hand, expected)
     parameters = [model.head.weight, model.token.weight]
     torch.testing.assert_close(
@@ -282,7 +282,7 @@ def test_longer_training_learns(corpus: Path) -> None:
     module = load_file(BASELINE / "train.py", "candidate")
     torch.manual_seed(0)
     losses = list(
-        module.losses(module.GPT(VOCAB), module.Batches(module.read_stream("40k", corpus / "train", 0), 1024))
+        module.losses(module.GPT(VOCAB), module.Batches(module.read_stream(40_000, corpus / "train", 0), 1024))
     )
     assert losses[-1] < losses[0] - 1.5
 
@@ -388,6 +388,26 @@ def test_running_out_of_memory_names_what_to_lower(corpus: Path, stream: Path, t
     done = train(code, corpus, tmp_path / "out", 0, stream)
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith("train: out of memory: lower BATCH (now 8)")
+
+
+def test_tokens_are_looked_at_to_the_last() -> None:
+    module = load_file(BASELINE / "train.py", "candidate")
+    stream = np.zeros(2**24 + 2048, dtype="<u2")
+    stream[-1] = VOCAB
+    with pytest.raises(ValueError, match="token 1025 is outside the vocabulary of 1025"):
+        module.Batches(stream, VOCAB - 1, VOCAB)
+
+
+def test_a_model_that_does_not_fit_on_the_disk_is_told_in_one_sentence(
+    corpus: Path, stream: Path, tmp_path: Path
+) -> None:
+    """A limit on the size of files stands in for the disk: torch is told the same way."""
+    code = tmp_path / "train.py"
+    limit = "import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, (2**18, 2**18))\nimport argparse\n"
+    code.write_text((BASELINE / "train.py").read_text().replace("import argparse\n", limit, 1))
+    done = train(code, corpus, tmp_path / "out", 0, stream)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert "the model can not be written to" in done.stderr and "free some space" in done.stderr
 
 
 def test_a_model_that_would_have_no_place_is_refused_before_it_is_trained(corpus: Path, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import pytest
 import torch
 from test_baseline import BASELINE, load_file, prepare, run
 
+from benchmarks import gpu
 from node.data import Data
 from node.sandbox.bare import Bare
 from node.trial import Workshop, run_trial
@@ -127,6 +128,16 @@ def test_a_position_sees_its_window_its_document_and_no_future(apart: bool) -> N
                 assert mask[row, 0, q].nonzero().flatten().tolist() == expected
 
 
+@pytest.mark.parametrize("apart", [True, False])
+def test_a_longer_context_than_that_of_training_is_not_looked_back_into(apart: bool) -> None:
+    module = tiny(DEPTH=1, WINDOW=0, DOCUMENTS=apart, BIGRAM=False, SMEAR=False)
+    model, tokens = alive(module), torch.arange(256)[None]
+    before = model(tokens)
+    tokens[0, 0] += 1
+    changed = (model(tokens) != before).any(dim=2)[0]
+    assert changed[:64].all() and not changed[64:].any()
+
+
 def test_answers_do_not_look_ahead_nor_at_other_rows(tmp_path: Path) -> None:
     module = tiny()
     module.save(alive(module), tmp_path)
@@ -196,13 +207,14 @@ def test_passes_add_up_to_the_gradient_of_one_larger_batch() -> None:
 def test_the_model_that_is_kept_is_the_average_of_its_tail() -> None:
     module = tiny(TAIL_EMA=0.5)
     model = module.GPT(VOCAB)
-    average = module.TailAverage(model)
+    optimizer = module.Optimizer(model)
     weights = list(model.parameters())
     for progress, value in ((0.5, 100.0), (0.8, 0.0), (0.9, 1.0), (1.0, 3.0)):
         for p in weights:
             p.data.fill_(value)
-        average.update(progress)
-    average.keep()
+            p.grad = torch.zeros_like(p)  # a step that leaves them as they are
+        optimizer.step(progress)
+    optimizer.finish()
     assert all(torch.equal(p, torch.full_like(p, 1.75)) for p in weights)
 
 
@@ -347,7 +359,8 @@ def test_the_gpu_task_is_the_cpu_task_with_another_budget() -> None:
     assert config.proposer.options == {"tier": "gpu"}
     check_choices(config, task, local=1)
     module = load_file(TRAIN, "candidate")
-    assert (module.SCORED["gpu"][0], module.GPU_SEQ_LEN) == (task.window, task.window)
+    assert module.by_hand.SCORED["gpu"] == (task.window, task.val_tokens) and module.GPU_SEQ_LEN == task.window
+    assert module.by_hand.SCORED["cpu"] == (small.window, small.val_tokens)
 
 
 def test_the_gpu_tier_has_about_50_million_parameters() -> None:
@@ -358,9 +371,9 @@ def test_the_gpu_tier_has_about_50_million_parameters() -> None:
     assert 45 < millions < 60
 
 
-def benchmark(corpus: Path, log: Path, *options: object) -> str:
+def benchmark(corpus: Path, log: Path, *options: object, status: int = 0) -> str:
     done = run(BASELINE.parent / "benchmarks" / "gpu.py", "--data", corpus, "--log", log, *options)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == status, done.stderr
     return done.stdout
 
 
@@ -371,13 +384,40 @@ def test_the_benchmark_says_that_it_was_skipped(corpus: Path, tmp_path: Path) ->
     assert not (tmp_path / "log").exists()
 
 
-def test_the_benchmark_takes_all_its_steps(corpus: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("held", "expected"),
+    [
+        ({}, None),
+        ({"fa3": True, "flex": True, "sdpa": False}, True),
+        ({"fa3": False, "flex": True, "sdpa": True}, False),
+        ({"fa3": None, "flex": False, "sdpa": True}, True),
+        ({"fa3": None, "flex": False, "sdpa": False}, False),
+        ({"fa3": None, "flex": None, "sdpa": None}, None),
+    ],
+)
+def test_the_bars_hold_with_the_best_kernel_and_with_one_of_the_others(
+    held: Mapping[str, bool | None], expected: bool | None
+) -> None:
+    assert gpu.bars_hold({name: {"holds": one} for name, one in held.items()}) is expected
+
+
+def test_the_benchmark_takes_all_its_steps_and_none_twice(corpus: Path, tmp_path: Path) -> None:
     log = tmp_path / "log"
-    told = benchmark(
-        corpus, log, "--tier", "tiny", "--short", 1, "--full", 1.5, "--seeds", 2, "--only", "smear off"
-    ).splitlines()
+    asked = ("--tier", "tiny", "--parts", "kernels,short,effects", "--short", 1, "--seeds", 2, "--only", "smear off")
+    soon = json.loads(benchmark(corpus, log, *asked, "--minutes", 0.1, status=3).splitlines()[-1])
+    assert not soon["done"] and not log.exists()
+    told = benchmark(corpus, log, *asked).splitlines()
     assert "the numbers mean nothing" in told[0]
-    assert [line.split(":")[0] for line in told[1:3]] == ["1 s", "1.5 s"]
-    assert told[4].startswith("smear off")
+    assert told[2].startswith("fa3          not here: No module named")
+    assert told[3].startswith("flex         not here: FlexAttention does not support backward on CPU")
+    assert [line.split()[0] for line in told[4:8]] == ["sdpa", "sdpa,", "short,", "edit"]
+    found = json.loads(told[-1])
+    assert found["done"] and found["bars_hold"] is None
+    assert found["kernels"]["sdpa"]["tokens_per_s"] > 0
+    assert found["effects"]["smear off"]["change_percent"] != 0
     runs = [json.loads(line) for line in log.read_text().splitlines()]
-    assert [(one["seconds"], one["seed"]) for one in runs] == [(1, 0), (1, 1), (1.5, 0), (1.5, 1), (1, 0), (1, 1)]
+    assert [(one["name"], one["seed"]) for one in runs] == [
+        *(("fa3", 0), ("flex", 0), ("sdpa, whole", 0)),  # in the place of both torch's own kernel ran
+        *(("short", 0), ("short", 1), ("smear off", 0), ("smear off", 1)),
+    ]
+    assert benchmark(corpus, log, *asked, "--minutes", 0).splitlines() == told

@@ -157,7 +157,7 @@ def write_folder(root: Path, files: int = 60, words: int = 1000) -> Path:
 
 def test_folder_of_text_is_split_by_top_level_name_and_kept_byte_for_byte(tmp_path: Path) -> None:
     root, out = write_folder(tmp_path / "text"), tmp_path / "data"
-    (root / "topic0" / "more.txt").write_bytes(b"\xff\x00 not even text\r\n")
+    (root / "topic0" / "more.txt").write_bytes("caf\u00e9 \U0001f642, no newline at the end\r".encode())
     assert run("--out", out, "--source", f"text:{root}").returncode == 0
     found = {split: texts(out, split) for split in ("train", "val", "holdout")}
     files = {path: path.read_bytes() for path in root.rglob("*.txt")}
@@ -169,6 +169,18 @@ def test_folder_of_text_is_split_by_top_level_name_and_kept_byte_for_byte(tmp_pa
     for split, facts in manifest_of(out)["splits"].items():
         assert facts["documents"] == len(found[split])
         assert facts["bytes"] == sum(map(len, found[split]))
+
+
+def test_what_is_no_text_is_left_out_aloud(tmp_path: Path) -> None:
+    root = write_folder(tmp_path / "text", files=40, words=20)
+    (root / "topic1" / "picture.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    (root / "topic2" / "wide.txt").write_bytes("as Windows writes it".encode("utf-16"))
+    (root / "topic3" / "zeros.txt").write_bytes(b"text, and then \x00")
+    done = run("--out", tmp_path / "data", "--source", f"text:{root}")
+    assert done.returncode == 0, done.stderr
+    assert "left out: 3 files that are not UTF-8 text" in done.stdout and "picture.png" in done.stdout
+    splits = manifest_of(tmp_path / "data")["splits"]
+    assert sum(facts["documents"] for facts in splits.values()) == 40
 
 
 def test_parts_and_workers_change_no_token(tmp_path: Path) -> None:
@@ -204,6 +216,7 @@ def test_text_that_is_in_train_too_is_reported(tmp_path: Path) -> None:
         ("a file", "is not a folder"),
         ("an empty folder", "holds no text"),
         ("one file in a folder", "cut the text into more files"),
+        ("pictures only", "holds no text"),
     ],
 )
 def test_folder_that_cannot_be_split_is_refused(tmp_path: Path, make: str, told: str) -> None:
@@ -212,6 +225,8 @@ def test_folder_that_cannot_be_split_is_refused(tmp_path: Path, make: str, told:
         root.write_text("words")
     elif make != "nothing":
         root.mkdir()
+    if make == "pictures only":
+        (root / "picture.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     if make == "one file in a folder":
         (root / "book.txt").write_text("words " * 1000)
     refused(run("--out", tmp_path / "data", "--source", f"text:{root}"), told)
@@ -337,6 +352,21 @@ def test_cache_that_cannot_be_written_is_told(tmp_path: Path, shelf: Shelf) -> N
     (tmp_path / "file").write_text("in the way")
     done = run("--out", tmp_path / "data", "--source", "tinystories", "--cache", tmp_path / "file", url=shelf.url)
     refused(done, "writable --out and --cache")
+
+
+def test_merges_of_another_folder_take_the_place_of_a_vocabulary(tmp_path: Path) -> None:
+    """What they were learned with is then not needed."""
+    root = write_folder(tmp_path / "text", files=40, words=20)
+    (tmp_path / "merges.txt").write_text("49 50\n256 51\n")  # 1 and 2; 12 and 3
+    asked = ("--source", f"text:{root}", "--merges")
+    done = run("--out", tmp_path / "data", *asked, tmp_path / "merges.txt")
+    assert done.returncode == 0, done.stderr
+    assert manifest_of(tmp_path / "data")["vocab_size"] == 259
+    assert sorted(sum((texts(tmp_path / "data", s) for s in ("train", "val", "holdout")), [])) == sorted(
+        path.read_bytes() for path in root.rglob("*.txt")
+    )
+    refused(run("--out", tmp_path / "other", *asked, root / "topic0" / "notes.txt"), "name the merges.txt")
+    refused(run("--out", tmp_path / "other", *asked, tmp_path / "none"), "name the merges.txt")
 
 
 @pytest.mark.parametrize(

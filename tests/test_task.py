@@ -56,6 +56,7 @@ def test_the_shipped_task_is_sound() -> None:
         ("[budget]", "[budget]\nzzz = 1", "budget.zzz: unknown key; valid here: tokens, seconds"),
         ('score = "answers"', 'score = "guessed"', "metric.score = 'guessed'"),
         ("tokens = 1300", "tokens = nan", "budget.tokens = nan"),
+        ("window = 8", "window = 401", "budget.window = 401 is more than budget.val_tokens = 400"),
         ('scale = ""', 'scale = "depth=1"', "transfer.scale: 'depth=1' is no scale: write it as depth=2 or tokens=3"),
         ('scale = ""', 'scale = "twice"', "transfer.scale: 'twice' is no scale"),
         ("tokens = 1300", "tokens = 0", "uses {budget}, but budget.tokens is 0"),
