@@ -39,7 +39,8 @@ def test_an_honest_claim_is_the_score(tmp_path: Path, purpose: Purpose) -> None:
 
 
 def test_noise_within_the_tolerance_is_no_fault(tmp_path: Path) -> None:
-    noisy = "costs = [cost + (0.02 if (told + i) % 2 else -0.02) for i, cost in enumerate(costs)]"
+    # Of a mean over 150 cuts; at 0.02, a bit more than a tenth of the tolerance is met once in a hundred times.
+    noisy = "costs = [cost + (0.005 if (told + i) % 2 else -0.005) for i, cost in enumerate(costs)]"
     assert isinstance(outcome_of(workshop_of(tmp_path, toy.claims(noisy))), Measurement)
 
 
