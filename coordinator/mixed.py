@@ -20,6 +20,7 @@ Array = NDArray[np.floating[Any]]
 
 _NODE_GRID = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)  # sd of Nodes in sd of a run; finer ones change no Verdict
 _CLIP_ROUNDS = 3  # the fourth moves a level by less than 0.01 sd
+_VAGUE_LEVEL = 1e4  # its square leaves eight digits of a unit variance
 _VAGUE_NODE = 16.0  # while runs are clipped, before the sd of Nodes is known
 
 
@@ -176,6 +177,7 @@ class Panel:
     level: float
     _nodes: Nodes
     _believed: tuple[Array, Array]
+    _covariance: Array
     _precision: Array
     _residuals: Array
     _level_variance: float
@@ -186,10 +188,11 @@ class Panel:
         if not champion_runs:
             raise ValueError("a panel needs a run of the champion: lease its Blocks before anything is judged on it")
         nodes = nodes.covering(run.node for run in champion_runs)
-        mean, covariance = believed = nodes.believed(spread)
+        mean, of_nodes = believed = nodes.believed(spread)
         at = _places(nodes, champion_runs)
-        between = covariance[np.ix_(at, at)] + spread.seed**2 * _same_seed(champion_runs, champion_runs)
-        precision: Array = np.linalg.inv(between + spread.noise**2 * np.eye(len(at)))
+        between = of_nodes[np.ix_(at, at)] + spread.seed**2 * _same_seed(champion_runs, champion_runs)
+        covariance = between + spread.noise**2 * np.eye(len(at))
+        precision: Array = np.linalg.inv(covariance)
         raw = np.array([run.score for run in champion_runs])
         sums = precision.sum(axis=1)
         projected = precision - np.outer(sums, sums) / sums.sum()
@@ -197,8 +200,28 @@ class Panel:
         level = float(sums @ (scores - mean[at]) / sums.sum())
         residuals = scores - mean[at] - level
         return cls(
-            spread, tuple(champion_runs), scores, level, nodes, believed, precision, residuals, 1.0 / float(sums.sum())
+            spread,
+            tuple(champion_runs),
+            scores,
+            level,
+            nodes,
+            believed,
+            covariance,
+            precision,
+            residuals,
+            1.0 / float(sums.sum()),
         )
+
+    def surprises(self) -> Array:
+        """k - 1: by how many sd each champion run but the first missed what those before it foretold.
+
+        In one go: where nothing is known of the level (its variance is huge) these are the whitened residuals. Wild
+        runs foretell as clipped ones, and surprise as they are.
+        """
+        factor = np.linalg.cholesky(self._covariance + _VAGUE_LEVEL**2 * self.spread.run_variance)
+        raw = np.array([run.score for run in self.runs])
+        missed: Array = np.linalg.solve(factor, self._residuals) + (raw - self.scores) / np.diag(factor)
+        return missed[1:]
 
     def expected(self, runs: Sequence[Run]) -> tuple[Array, Array]:
         """Mean (n) and covariance (n x n, noise included) of these runs' scores if their script is the champion's."""

@@ -25,7 +25,6 @@ from coordinator.reproduction import (
     Decision,
     Dial,
     Interval,
-    Noise,
     Rule,
     Undecided,
     rule_for,
@@ -34,19 +33,28 @@ from coordinator.reproduction import (
 )
 
 FRESH_RUNS = 10  # of the champion after each promotion: five Blocks as in calibration, each two seeds on one Node
+GIVE_UP_LATER = 0.7
+CLAIMS_PER_CHECK = 4  # judged on the panel, before one more Block of champion runs is bought
 RUNS_BEFORE_TRUST = 100  # of any kind, as the Nodes are not known before
-SURPRISES_BEFORE_TRUST = 40  # the sd of so many unit normals lies within 0.9..1.1 in 63 %; see `trusted`
-RECENT = 100  # surprises that count: of older ones a Node that has begun to drift knows nothing
+SURPRISES_BEFORE_TRUST = 30  # the sd of so many unit normals lies within 0.9..1.1 in 63 %; see `trusted`
+RECENT = 60  # surprises that count: of older ones a Node that has begun to drift knows nothing
 CALM = (0.9, 1.1)  # sd of surprises for which the panel is switched on
-ALARMED = (0.8, 1.2)  # outside of this it is switched off again
+ALARMED = (0.75, 1.25)  # outside of this it is switched off again
 
 
 # --- the decision -----------------------------------------------------------------------------------------------------
 
 
 def rule_on_panel(dial: Dial) -> Rule:
-    """The boundaries on a panel: `min_pairs` and `max_pairs` count runs of the Candidate, everything else is in s."""
-    return rule_for(dial)
+    """The boundaries on a panel: `min_pairs` and `max_pairs` count runs of the Candidate, all others are in s.
+
+    A run costs half a Pair, so that a Claim may go on a little longer before it is given up: at 0.35:1 instead of 0.5:1.
+    Fewer than four runs would lean too much on the one error that they all share, that of the champion's level.
+    """
+    paired = rule_for(dial)
+    return replace(
+        paired, min_pairs=4, max_pairs=paired.max_pairs + 4, reject_below=GIVE_UP_LATER * paired.reject_below
+    )
 
 
 def screen_gain(panel: Panel, run: Run) -> float:
@@ -129,23 +137,6 @@ class _Evidence:
         return f"{ran}, gain {interval.mean:.3g} (95% {interval.low:.3g}..{interval.high:.3g})"
 
 
-def pooled(noise: Noise, panel: Panel, candidate_runs: Sequence[Run]) -> Noise:
-    """Add what a closed confirmation on the panel showed of s, as `Noise.pooled` does for Pairs.
-
-    Pass every run, also those beyond the one that decided.
-    """
-    n = len(candidate_runs)
-    if n < 2:
-        return noise
-    mean, covariance = panel.expected(candidate_runs)
-    gains = np.array([run.score for run in candidate_runs]) - mean
-    ones, white = np.linalg.solve(np.linalg.cholesky(covariance), np.column_stack([np.ones(n), gains])).T
-    around = (white - ones * (ones @ white) / (ones @ ones)) * panel.spread.s
-    reach = RESIDUAL_CLIP * noise.sd
-    added = float((np.clip(around, -reach, reach) ** 2).sum()) / CLIPPED_VARIANCE
-    return replace(noise, sum_squares=noise.sum_squares + added, df=noise.df + n - 1)
-
-
 # --- the switch -------------------------------------------------------------------------------------------------------
 
 
@@ -160,19 +151,28 @@ def surprises(panel: Panel, runs: Sequence[Run]) -> list[float]:
     return [float(z) for z in np.linalg.solve(np.linalg.cholesky(covariance), gains)]
 
 
-def champion_surprises(champion_runs: Sequence[Run], spread: Spread) -> list[float]:
-    """The surprise of each run of a champion, foretold from all before it; a champion's first run has none.
+def champion_surprises(champion_runs: Sequence[Run], spread: Spread, newest: int = RECENT) -> list[float]:
+    """The surprises of champions' runs, each foretold from all before it, oldest first; at least the newest ones.
+
+    Of a Block only the first run counts: the others follow it at once, and would not notice a Node that drifts. A
+    champion's first run has none.
 
     Raises:
         ValueError: a score that is no usable number.
     """
     check_scores(champion_runs)
-    found, nodes = list[float](), Nodes.unknown()
+    found, nodes, left = list[float](), Nodes.unknown(), len(champion_runs)
     for runs in by_script(champion_runs):
-        for n in range(1, len(runs)):
-            found += surprises(Panel.of_champion(nodes, runs[:n], spread), [runs[n]])
-        nodes = nodes.after(runs, spread)
+        if left - len(runs) < 2 * newest:
+            missed = Panel.of_champion(nodes, runs, spread).surprises().tolist()
+            found += [z for n, z in enumerate(missed, start=1) if opens_block(runs[:n], runs[n])]
+        nodes, left = nodes.after(runs, spread), left - len(runs)
     return found
+
+
+def opens_block(earlier: Sequence[Run], run: Run) -> bool:
+    """Whether no run of the same champion ran in its Block before."""
+    return not run.block or all(other.block != run.block for other in earlier)
 
 
 def trusted(surprises: Sequence[float], runs_seen: int, *, already: bool) -> bool:
