@@ -60,30 +60,23 @@ class Spread(NamedTuple):
         return self.noise**2 + self.seed**2
 
     @classmethod
-    def measured(cls, champion_runs: Sequence[Run], noise: Noise) -> "Spread":
-        """Estimate from all runs of all champions so far, and from `noise`, which Pairs have measured.
+    def known(cls, noise: Noise, twins: tuple[float, int], nodes: "Nodes | None" = None) -> "Spread":
+        """What is known by now. Only what ran back to back may tell noise from drift.
 
-        Only what ran back to back may tell noise from drift. The noise is that of Pairs; what seeds add to it is taken
-        from the runs of one champion within one Block, and is 0 until they show it at two standard errors; only the sd
-        of Nodes comes from runs at other times (REML on a grid).
-
-        Raises:
-            ValueError: a score that is no usable number.
+        The noise is that of Pairs. What seeds add to it is taken from `twins`, runs of one script within one Block,
+        and is 0 until they show it at two standard errors; until then they tell of the noise as Pairs do. Only the sd
+        of Nodes comes from runs at other times.
         """
-        check_scores(champion_runs)
-        alone = cls(noise.sd / math.sqrt(2.0), 0.0, 0.0, noise.df)
-        spread = alone._replace(seed=_seed_sd(champion_runs, alone))
-        nodes = Nodes.of(champion_runs, spread)
-        return spread._replace(node=nodes.sd(spread))
-
-
-def _seed_sd(champion_runs: Iterable[Run], alone: Spread) -> float:
-    sum_squares, df = twins(champion_runs)
-    if not df:
-        return 0.0
-    ratio = sum_squares / df / alone.noise**2
-    sure = 1.0 + 2.0 * math.sqrt(2.0 / df + 2.0 / max(1, alone.df))
-    return alone.noise * math.sqrt(ratio - 1.0) if ratio > sure else 0.0
+        (sum_squares, df), paired = twins, noise.df * noise.sd**2 / 2.0
+        pairs = cls(noise.sd / math.sqrt(2.0), 0.0, 0.0, noise.df)
+        ratio = sum_squares / max(1, df) / pairs.noise**2
+        if ratio > 1.0 + 2.0 * math.sqrt(2.0 / max(1, df) + 2.0 / max(1, noise.df)):
+            spread = pairs._replace(seed=pairs.noise * math.sqrt(ratio - 1.0))
+        elif paired > 0.0:
+            spread = pairs._replace(noise=math.sqrt((paired + sum_squares) / (noise.df + df)), df=noise.df + df)
+        else:
+            spread = pairs
+        return spread._replace(node=nodes.sd(spread)) if nodes is not None else spread
 
 
 def twins(champion_runs: Iterable[Run]) -> tuple[float, int]:
@@ -100,13 +93,13 @@ def twins(champion_runs: Iterable[Run]) -> tuple[float, int]:
 
 @dataclass(frozen=True)
 class Nodes:
-    """What earlier champions, each with a free level, teach of the Nodes: counts and sums, no estimates yet."""
+    """What other scripts, each with a free level, teach of the Nodes: counts and sums, no estimates yet."""
 
     index: dict[str, int]
     information: Array
     """m x m: runs of each Node, less what the free levels take."""
     weighted: Array
-    """m: sums of scores around their champion's mean."""
+    """m: sums of scores around their script's mean."""
 
     @classmethod
     def unknown(cls) -> "Nodes":
@@ -114,20 +107,20 @@ class Nodes:
         return cls({}, np.zeros((0, 0)), np.zeros(0))
 
     @classmethod
-    def of(cls, champion_runs: Sequence[Run], spread: Spread) -> "Nodes":
-        """From all runs of these champions, in the order in which the champions came."""
+    def of(cls, runs_of_all: Sequence[Run], spread: Spread) -> "Nodes":
+        """From all runs of these scripts, in the order in which the scripts came."""
         nodes = cls.unknown()
-        for runs in by_script(champion_runs):
+        for runs in by_script(runs_of_all):
             nodes = nodes.after(runs, spread)
         return nodes
 
-    def after(self, champion_runs: Sequence[Run], spread: Spread) -> "Nodes":
-        """With one more champion's runs, wild ones clipped."""
-        wider = self.covering(run.node for run in champion_runs)
+    def after(self, runs: Sequence[Run], spread: Spread) -> "Nodes":
+        """With one more script's runs, wild ones clipped."""
+        wider = self.covering(run.node for run in runs)
         vague = spread._replace(node=_VAGUE_NODE * math.sqrt(spread.run_variance))
-        scores = Panel.of_champion(wider, champion_runs, vague).scores
-        at = np.zeros((len(champion_runs), len(wider.index)))
-        at[np.arange(len(champion_runs)), [wider.index[run.node] for run in champion_runs]] = 1.0
+        scores = Panel.of_champion(wider, runs, vague).scores
+        at = np.zeros((len(runs), len(wider.index)))
+        at[np.arange(len(runs)), [wider.index[run.node] for run in runs]] = 1.0
         around = at - at.mean(axis=0)
         return Nodes(
             wider.index, wider.information + at.T @ around, wider.weighted + around.T @ (scores - scores.mean())
@@ -213,7 +206,7 @@ class Panel:
         )
 
     def surprises(self) -> Array:
-        """k - 1: by how many sd each champion run but the first missed what those before it foretold.
+        """By how many sd each champion run but the first missed what those before it foretold (k - 1).
 
         In one go: where nothing is known of the level (its variance is huge) these are the whitened residuals. Wild
         runs foretell as clipped ones, and surprise as they are.
@@ -238,18 +231,18 @@ class Panel:
         return mean[at] + self.level + weights @ self._residuals, spread
 
 
-def panel_of(champion: str, champion_runs: Sequence[Run], spread: Spread) -> Panel:
-    """The panel of a champion from all runs of all champions so far.
+def panel_of(champion: str, runs: Sequence[Run], spread: Spread) -> Panel:
+    """The panel of a champion, from its runs and from those of other scripts, which only teach the Nodes.
 
-    Within one champion the order of runs changes nothing. What a Candidate ran before its promotion is left out for
-    ever: it was promoted because those runs were good.
+    Within one script the order of runs changes nothing. What the champion ran as a Candidate must not be among its
+    own runs, for ever: it was promoted because they were good. Give them the Claim's name.
 
     Raises:
         ValueError: no run of this champion, or a score that is no usable number.
     """
-    check_scores(champion_runs)
-    nodes = Nodes.of([run for run in champion_runs if run.script != champion], spread)
-    return Panel.of_champion(nodes, [run for run in champion_runs if run.script == champion], spread)
+    check_scores(runs)
+    nodes = Nodes.of([run for run in runs if run.script != champion], spread)
+    return Panel.of_champion(nodes, [run for run in runs if run.script == champion], spread)
 
 
 def _clipped(raw: Array, known: Array, projected: Array) -> Array:

@@ -14,17 +14,18 @@ Lengths of arrays: k runs of the champion, n of the Candidate, m Nodes. Scores a
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from coordinator.mixed import Array, Nodes, Panel, Run, Spread, by_script, check_scores
+from coordinator.mixed import Array, Nodes, Panel, Run, Spread, check_scores, twins
 from coordinator.reproduction import (
     CLIPPED_VARIANCE,
     RESIDUAL_CLIP,
     Decision,
     Dial,
     Interval,
+    Noise,
     Rule,
     Undecided,
     rule_for,
@@ -36,7 +37,7 @@ FRESH_RUNS = 10  # of the champion after each promotion: five Blocks as in calib
 GIVE_UP_LATER = 0.7
 CLAIMS_PER_CHECK = 4  # judged on the panel, before one more Block of champion runs is bought
 RUNS_BEFORE_TRUST = 100  # of any kind, as the Nodes are not known before
-SURPRISES_BEFORE_TRUST = 30  # the sd of so many unit normals lies within 0.9..1.1 in 63 %; see `trusted`
+SURPRISES_BEFORE_TRUST = 40  # the sd of so many unit normals lies within 0.9..1.1 in 63 %; see `trusted`
 RECENT = 60  # surprises that count: of older ones a Node that has begun to drift knows nothing
 CALM = (0.9, 1.1)  # sd of surprises for which the panel is switched on
 ALARMED = (0.75, 1.25)  # outside of this it is switched off again
@@ -48,7 +49,7 @@ ALARMED = (0.75, 1.25)  # outside of this it is switched off again
 def rule_on_panel(dial: Dial) -> Rule:
     """The boundaries on a panel: `min_pairs` and `max_pairs` count runs of the Candidate, all others are in s.
 
-    A run costs half a Pair, so that a Claim may go on a little longer before it is given up: at 0.35:1 instead of 0.5:1.
+    A run costs half a Pair, so that a Claim may go on a little longer before it is given up: 0.35:1, not 0.5:1.
     Fewer than four runs would lean too much on the one error that they all share, that of the champion's level.
     """
     paired = rule_for(dial)
@@ -151,34 +152,74 @@ def surprises(panel: Panel, runs: Sequence[Run]) -> list[float]:
     return [float(z) for z in np.linalg.solve(np.linalg.cholesky(covariance), gains)]
 
 
-def champion_surprises(champion_runs: Sequence[Run], spread: Spread, newest: int = RECENT) -> list[float]:
-    """The surprises of champions' runs, each foretold from all before it, oldest first; at least the newest ones.
+@dataclass(frozen=True)
+class Past:
+    """What scripts that will not run again have taught: earlier champions, and Claims that are closed.
 
-    Of a Block only the first run counts: the others follow it at once, and would not notice a Node that drifts. A
-    champion's first run has none.
-
-    Raises:
-        ValueError: a score that is no usable number.
+    Each has a free level of its own, so that whether it was good does not matter: only what its runs say of Nodes does.
+    A Claim's runs stand under the Claim's name, also once its Candidate is the champion; a champion's are those that it
+    ran as a reference, in calibration, in Pairs or for its panel.
     """
-    check_scores(champion_runs)
-    found, nodes, left = list[float](), Nodes.unknown(), len(champion_runs)
-    for runs in by_script(champion_runs):
-        if left - len(runs) < 2 * newest:
-            missed = Panel.of_champion(nodes, runs, spread).surprises().tolist()
-            found += [z for n, z in enumerate(missed, start=1) if opens_block(runs[:n], runs[n])]
-        nodes, left = nodes.after(runs, spread), left - len(runs)
-    return found
+
+    nodes: Nodes = field(default_factory=Nodes.unknown)
+    twins: tuple[float, int] = (0.0, 0)
+    _newest: tuple[tuple[Nodes, tuple[Run, ...]], ...] = ()
+
+    def after(self, runs: Sequence[Run], noise: Noise) -> "Past":
+        """With one more script.
+
+        Raises:
+            ValueError: a score that is no usable number.
+        """
+        if len(runs) < 2:  # one run says nothing where the level is free
+            return self
+        check_scores(runs)
+        squares, df = twins(runs)
+        seen = self.twins[0] + squares, self.twins[1] + df
+        nodes = self.nodes.after(runs, Spread.known(noise, seen))
+        return Past(nodes, seen, (*self._newest, (self.nodes, tuple(runs)))[-RECENT:])
+
+    def spread(self, own: Sequence[Run], noise: Noise) -> Spread:
+        """What scatters scores, as it is known with the present champion's own runs."""
+        ending = self.after(own, noise)
+        return Spread.known(noise, ending.twins, ending.nodes)
+
+    def panel(self, own: Sequence[Run], spread: Spread) -> Panel:
+        """The panel of the present champion.
+
+        Raises:
+            ValueError: it has no run.
+        """
+        return Panel.of_champion(self.nodes, own, spread)
+
+    def surprises(self, own: Sequence[Run], spread: Spread) -> list[float]:
+        """By how many sd the newest runs missed what those before them foretold; the champion's own come last.
+
+        Reckoned anew under the present spread, since early ones knew little of it. Of a Block only the first run of a
+        script counts: the others follow it at once, and would not notice a Node that drifts. A script's first run
+        meets a free level and has none.
+        """
+        found, scripts = list[list[float]](), [*self._newest, (self.nodes, tuple(own))]
+        for nodes, runs in reversed(scripts):
+            if sum(map(len, found)) >= RECENT:
+                break
+            found.append(_surprises_of(Panel.of_champion(nodes, runs, spread)) if len(runs) > 1 else [])
+        return [z for one in reversed(found) for z in one][-RECENT:]
 
 
-def opens_block(earlier: Sequence[Run], run: Run) -> bool:
-    """Whether no run of the same champion ran in its Block before."""
+def _surprises_of(panel: Panel) -> list[float]:
+    missed = enumerate(panel.surprises().tolist(), start=1)
+    return [z for n, z in missed if _opens_block(panel.runs[:n], panel.runs[n])]
+
+
+def _opens_block(earlier: Sequence[Run], run: Run) -> bool:
     return not run.block or all(other.block != run.block for other in earlier)
 
 
 def trusted(surprises: Sequence[float], runs_seen: int, *, already: bool) -> bool:
     """Whether Claims may be judged on the panel from now on.
 
-    `surprises` are those of champions and shams, oldest first; the newest `RECENT` count, clipped as residuals are.
+    `surprises` are those of `Past` and of shams, oldest first; the newest `RECENT` count, clipped as residuals are.
     """
     if runs_seen < RUNS_BEFORE_TRUST or len(surprises) < SURPRISES_BEFORE_TRUST:
         return False

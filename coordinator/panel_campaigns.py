@@ -1,10 +1,9 @@
 """Campaigns on the reference panel: paired like those of coordinator/campaigns.py until the panel may be trusted.
 
-Owns what a campaign buys while the panel is on: champion runs after a promotion and every few Claims, and candidate runs
-singly. Every run is counted. Decides nothing itself: model, test and switch are those of coordinator/panel.py.
+Owns what a campaign buys while the panel is on: champion runs after a promotion and every few Claims, and candidate
+runs singly. Every run is counted. Decides nothing itself: model, test and switch are those of coordinator/panel.py.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -20,18 +19,8 @@ from coordinator.campaigns import (
     World,
     labs,
 )
-from coordinator.mixed import Nodes, Panel, Run, Spread
-from coordinator.panel import (
-    CLAIMS_PER_CHECK,
-    FRESH_RUNS,
-    RECENT,
-    champion_surprises,
-    decide_on,
-    opens_block,
-    screen_gain,
-    surprises,
-    trusted,
-)
+from coordinator.mixed import Panel, Run
+from coordinator.panel import CLAIMS_PER_CHECK, FRESH_RUNS, Past, decide_on, screen_gain, trusted
 from coordinator.reproduction import Decision, Rule, Undecided, bar
 
 
@@ -51,6 +40,7 @@ class PanelTally(Tally):
 
 @dataclass
 class _PanelClaim(OpenClaim):
+    name: str = ""
     panel: Panel | None = None
     runs: list[Run] = field(default_factory=list)
     weighed_at: tuple[int, Decision] | None = None
@@ -71,22 +61,12 @@ class PanelBeliever(Believer):
     def __init__(self, lab: Lab, rule: Rule, on_panel: Rule, tally: PanelTally) -> None:
         self._on, self._rules, self._began = False, {False: rule, True: on_panel}, tally.runs
         self._champion, self._truth = 0, 0.0
-        self._runs: list[Run] = []  # of all champions
-        self._own: list[Run] = []  # of the present one
+        self._past = Past()
+        self._own: list[Run] = []  # of the champion
         self._effects: list[float] = []  # of seeds
-        self._surprises: list[float] = []  # times the sd of a run, which becomes known better
-        self._nodes = Nodes.unknown()
-        self._spread: Spread | None = None
         self._known: Panel | None = None
-        self._judged = self._turn = 0
+        self._judged = self._named = self._turn = 0
         super().__init__(lab, rule, tally)
-        self._spread = Spread.measured(self._runs, self._noise)
-        self._surprises = [z * self._run_sd for z in champion_surprises(self._runs, self._spread)]
-
-    @property
-    def _run_sd(self) -> float:
-        assert self._spread is not None
-        return math.sqrt(self._spread.run_variance)
 
     # --- runs ---
 
@@ -103,23 +83,19 @@ class PanelBeliever(Believer):
         return found
 
     def _learn(self, run: Run) -> None:
-        if self._spread is not None and self._own and opens_block(self._own, run):
-            self._surprises += [z * self._run_sd for z in surprises(self._panel(), [run])]
-        self._runs.append(run)
         self._own.append(run)
         self._known = None
         self._tally.champion_runs += 1
 
     def _panel(self) -> Panel:
-        assert self._spread is not None
         if self._known is None:
-            self._known = Panel.of_champion(self._nodes, self._own, self._spread)
+            self._known = self._past.panel(self._own, self._past.spread(self._own, self._noise))
         return self._known
 
-    def _candidate_run(self, edit: Edit, cell: Run) -> Run:
+    def _candidate_run(self, edit: Edit, cell: Run, name: str = "") -> Run:
         lab = self._lab
         found = self._level + lab.nodes[int(cell.node)] + lab.run(self._effects[cell.seed], edit.spread)
-        return Run("candidate", cell.node, cell.seed, LEVEL + self._truth + edit.search_gain + found)
+        return Run(name, cell.node, cell.seed, LEVEL + self._truth + edit.search_gain + found)
 
     def _cell(self, place: int) -> Run:
         """The Node and seed of a champion run, or, when all are used up, a fresh one."""
@@ -153,7 +129,8 @@ class PanelBeliever(Believer):
         return screen_gain(self._panel(), self._candidate_run(edit, cell))
 
     def _claim(self, edit: Edit) -> OpenClaim:
-        return _PanelClaim(edit, self._noise, bar(self._campaign))
+        self._named += 1
+        return _PanelClaim(edit, self._noise, bar(self._campaign), name=f"claim {self._named}")
 
     def _confirm(self) -> None:
         self._look()
@@ -161,39 +138,40 @@ class PanelBeliever(Believer):
 
     def _look(self) -> None:
         """Ask whether the panel may be trusted, before the next Claims are judged."""
-        self._measure(again=not self._on)
-        newest = [z / self._run_sd for z in self._surprises[-RECENT:]]
-        was, self._on = self._on, trusted(newest, int(self._tally.runs - self._began), already=self._on)
+        was, self._on = self._on, self._is_trusted()
+        if self._on and not was:
+            self._buy_blocks(FRESH_RUNS // 2)
+            self._on = self._is_trusted()
         if was != self._on:
             self._cells.clear()
         self._rule = self._rules[self._on]
-        if self._on:
-            self._buy_blocks((FRESH_RUNS - len(self._own) + 1) // 2)
 
-    def _measure(self, *, again: bool) -> None:
-        """Take the noise as it is known now; and, if asked, what else scatters, which may change past surprises."""
-        old, noise = self._spread, self._noise
-        assert old is not None
-        new = Spread.measured(self._runs, noise) if again else old
-        self._spread = new._replace(noise=noise.sd / math.sqrt(2.0), df=noise.df)
-        self._known = None
-        if (new.node, new.seed) != (old.node, old.seed):
-            self._surprises = [z * self._run_sd for z in champion_surprises(self._runs, self._spread)]
+    def _is_trusted(self) -> bool:
+        spread = self._past.spread(self._own, self._noise)
+        missed = self._past.surprises(self._own, spread)
+        return trusted(missed, int(self._tally.runs - self._began), already=self._on)
 
     def _settle(self, group: Sequence[OpenClaim], tally: Tally) -> None:
-        if not self._on:
-            super()._settle(group, tally)
+        claims = [claim for claim in group if isinstance(claim, _PanelClaim)]
+        if self._on:
+            for claim in claims:
+                self._settle_on_panel(claim, tally)
             return
-        for claim in group:
-            assert isinstance(claim, _PanelClaim)
-            claim.panel, order = self._panel(), self._lab.shuffled(len(self._own))
-            while isinstance(claim.weighed(self._rule), Undecided):
-                place = order[len(claim.runs)] if len(claim.runs) < len(order) else len(order)
-                claim.runs.append(self._candidate_run(claim.edit, self._cell(place)))
-                tally.spent(claim.edit, 1.0)
+        first = len(self._own)
+        super()._settle(group, tally)
+        for claim in claims:  # the j-th Pair of each lies in the j-th Block
+            pairs = zip(self._own[first:], claim.gains, strict=False)
+            claim.runs = [run._replace(script=claim.name, score=run.score + gain) for run, gain in pairs]
+
+    def _settle_on_panel(self, claim: _PanelClaim, tally: Tally) -> None:
+        claim.panel, order = self._panel(), self._lab.shuffled(len(self._own))
+        while isinstance(claim.weighed(self._rule), Undecided):
+            place = order[len(claim.runs)] if len(claim.runs) < len(order) else len(order)
+            claim.runs.append(self._candidate_run(claim.edit, self._cell(place), claim.name))
+            tally.spent(claim.edit, 1.0)
 
     def _block(self, tally: Tally) -> tuple[float, float]:
-        if tally is not self._tally:
+        if tally is not self._tally:  # a probe teaches nothing
             return super()._block(tally)
         node, effect = self._lab.shuffled(len(self._lab.nodes))[0], self._lab.seed_effect()
         return effect, self._champion_run(node, effect) - self._level - self._lab.nodes[node]
@@ -201,8 +179,8 @@ class PanelBeliever(Believer):
     def _close(self, claim: OpenClaim) -> bool:
         assert isinstance(claim, _PanelClaim)
         holds = super()._close(claim)
-        if claim.panel is not None:
-            self._judged += 1
+        self._past, self._known = self._past.after(claim.runs, self._noise), None
+        self._judged += claim.panel is not None
         if holds:
             self._succeed(claim.edit)
         elif self._on and self._judged % CLAIMS_PER_CHECK == 0:
@@ -211,10 +189,8 @@ class PanelBeliever(Believer):
 
     def _succeed(self, edit: Edit) -> None:
         """A new champion: nothing is known of its level."""
-        assert self._spread is not None
-        self._nodes = self._nodes.after(self._own, self._spread) if self._own else self._nodes
+        self._past, self._known = self._past.after(self._own, self._noise), None
         self._own, self._champion, self._truth = [], self._champion + 1, self._truth + edit.search_gain
-        self._measure(again=True)
         if self._on:
             self._buy_blocks(FRESH_RUNS // 2)
 
