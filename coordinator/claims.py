@@ -17,6 +17,7 @@ from swarm.records import (
     Demotion,
     HoldoutAnswered,
     Interaction,
+    PanelSwitched,
     Promotion,
     ShamJudged,
     ShamRaised,
@@ -134,6 +135,7 @@ def sham_judged(state: State, fact: ShamJudged, at: float) -> None:
     claim = state.open_claims.pop((fact.verdict.experiment, fact.verdict.base), None)
     if claim is not None:
         claim.verdict = fact.verdict
+        _refer(state, claim)
 
 
 def stacked(state: State, fact: Stacked, at: float) -> None:
@@ -183,10 +185,29 @@ def verdict(state: State, fact: Verdict, at: float) -> None:
     if claim.pairs or claim.failed:  # one closed without a run (a merge conflict) says nothing of the base rate
         if claim.kind == "gain" and not claim.ideas:  # nor does a simplification, or a set of what was counted already
             _count(state, claim, accepted=fact.accepted)
-        state.noise[claim.platform] = state.noise[claim.platform].pooled([pair.gain for pair in claim.pairs])
+        _learn(state, claim)
     if fact.accepted and claim.pairs:
         ratio = sum(p.candidate_cpu_s for p in claim.pairs) / max(1e-9, sum(p.champion_cpu_s for p in claim.pairs))
         state.cpu_ratio[claim.candidate] = ratio * state.cpu_ratio.get(claim.base, 1.0)
+
+
+def _learn(state: State, claim: Claim) -> None:
+    """What a closed confirmation tells of the noise, and what it tells a panel of Nodes.
+
+    On a panel the champion's run may be an old one: a Node that drifted meanwhile would pass for noise, and hide.
+    """
+    if claim.weighing is None:
+        before = state.noise[claim.platform]
+        after = state.noise[claim.platform] = before.pooled([pair.gain for pair in claim.pairs])
+        state.references[claim.platform].paired(before, after)
+    _refer(state, claim)
+
+
+def _refer(state: State, claim: Claim) -> None:
+    """Every few claims that were weighed on a panel, the champion is looked at again."""
+    references = state.references[claim.platform]
+    references.closed(state.runs_of(claim))
+    references.judged += claim.weighing is not None and claim.base == references.champion
 
 
 def _count(state: State, claim: Claim, *, accepted: bool) -> None:
@@ -238,7 +259,7 @@ def holdout(state: State, fact: HoldoutAnswered, at: float) -> None:
 def promoted(state: State, fact: Promotion, at: float) -> None:
     """Another champion; what else was accepted waits for it."""
     state.promotions.append(fact)
-    state.champion = fact.candidate
+    _crown(state, fact.candidate)
     state.champions.add(fact.candidate)
     landed = (fact.experiment, *fact.ideas)
     state.accepted = {key: claim for key, claim in state.accepted.items() if claim.experiment not in landed}
@@ -250,6 +271,17 @@ def promoted(state: State, fact: Promotion, at: float) -> None:
     for idea in fact.ideas:
         if idea in state.latest:
             _answer(state, state.latest[idea].node, idea, "accepted")
+
+
+def _crown(state: State, candidate: str) -> None:
+    state.champion = candidate
+    for references in state.references.values():
+        references.moved(candidate)
+
+
+def panel_switched(state: State, fact: PanelSwitched, at: float) -> None:
+    """Claims without a block are weighed otherwise from now on; those with one as before."""
+    state.references[fact.platform].switches.append(fact)
 
 
 def _unstack(state: State) -> None:
@@ -271,7 +303,7 @@ def demoted(state: State, fact: Demotion, at: float) -> None:
     """The ideas that it undoes are claims to come: each is carried onto the restored champion and confirmed anew."""
     undone = [promotion for promotion in state.line if promotion.number in fact.undone]
     state.demotions.append(fact)
-    state.champion = fact.restored
+    _crown(state, fact.restored)
     _unstack(state)
     state.rechecks.clear()  # of champions that are none any more
     state.final, state.final_failures = [], 0

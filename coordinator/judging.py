@@ -8,7 +8,8 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 from coordinator.leases import BLOCKS_IN_VAIN, in_vain
-from coordinator.reproduction import Accepted, Undecided, decide
+from coordinator.panel import decide_on, rule_on_panel
+from coordinator.reproduction import Accepted, Decision, Undecided, decide
 from coordinator.shams import judged
 from coordinator.stacking import is_final, why_closed
 from coordinator.state import Claim, State
@@ -70,13 +71,19 @@ class Judge:
         """What its Pairs say; nothing while they leave it undecided."""
         if len(claim.pairs) == claim.weighed or claim.ideas and not is_final(self.state, claim):
             return None
-        decision = decide([pair.gain for pair in claim.pairs], claim.noise, claim.bar, claim.rule)
+        decision = self._decision(claim)
         if isinstance(decision, Undecided):
             claim.weighed = len(claim.pairs)
             return None
         if isinstance(decision, Accepted) and (objection := self._too_slow(claim) or self._badly_kept(claim)):
             return closed(claim, objection, now)
         return verdict_of(claim, decision, now)
+
+    def _decision(self, claim: Claim) -> Decision:
+        if claim.weighing is not None:
+            rule = rule_on_panel(self.config.decision.dial)
+            return decide_on(claim.weighing.panel, self.state.runs_of(claim), claim.bar, rule)
+        return decide([pair.gain for pair in claim.pairs], claim.noise, claim.bar, claim.rule)
 
     def _too_slow(self, claim: Claim) -> str:
         """CPU time over the study's baseline, chained through the champion's run of each Pair so that load cancels."""

@@ -17,6 +17,7 @@ from coordinator.holdout import Gate, asked_of, released
 from coordinator.judging import Judge
 from coordinator.leases import Leases, Presence, leasable, platforms_gone
 from coordinator.rechecks import due_demotion, rechecked
+from coordinator.references import switches
 from coordinator.reproduction import paired_interval, rule_for
 from coordinator.shams import raised
 from coordinator.stacking import step, waits_for_rival
@@ -125,6 +126,8 @@ class Mind:
             return []
         self._look_at_the_end(now)
         actions: list[Action] = [*self._membership(now), *self._lost_blocks(now), *self._admissions(now)]
+        if self.config.decision.panel == "auto":
+            actions += switches(self.state.references, now)
         actions += [*self._judge.facts(self._gone(now), now), *self._shams(now)]
         actions += [*checked(self.state, self.config.decision, now), *(self._demotion(now) or self._promotions(now))]
         if (compared := rechecked(self.state, self.config.decision, now)) is not None:
