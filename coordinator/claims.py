@@ -233,7 +233,7 @@ def _unmeasured(state: State, fact: Verdict) -> Claim | None:
     if twin is None:
         return None
     claim = replace(twin, base=fact.base, pairs=[], drawn=Counter(), failed="", verdict=None, holdout=None, weighed=0)
-    claim.after_demotion = fact.after_demotion
+    claim.after_demotion, claim.weighing = fact.after_demotion, None
     _stand_for(state, claim)
     return claim
 

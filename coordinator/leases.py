@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
 
+from coordinator.panel import FRESH_RUNS
 from coordinator.rechecks import owed as owed_recheck
 from coordinator.rechecks import wants_pair
 from coordinator.references import Cell, References, Weighing
@@ -25,7 +26,6 @@ SHARED_BY = 4  # candidates that may share one champion run in a block: above it
 SPREAD = 3  # other nodes that a claim is confirmed on, where there are so many
 EARLY_DF = 12  # below it the first pairs of a claim are bought at once: one-pair losers teach the noise nothing
 BLOCKS_IN_VAIN = 12  # of one claim: what keeps killing its machine, or cannot be compared, is not tried for ever
-PANEL_IN_VAIN = 2  # times the champion's runs that a panel wants are drawn; what crashes is no level
 QUARANTINE_AFTER, QUARANTINE_S = 3, 60.0  # disturbances in a row; doubled for each further one
 
 
@@ -159,11 +159,17 @@ class Leases:
     def _panels(self) -> Iterator[BlockDrawn]:
         """The champion's runs that a panel lacks, on the Nodes that have the fewest; a crash is not tried for ever."""
         for platform, references in self._state.references.items():
-            wanted = references.wanted()
-            if references.bought < PANEL_IN_VAIN * wanted:
+            if not references.hopeless:
                 on = Counter(cell.node for cell in references.cells)
                 nodes = sorted(self._least_used(platform), key=lambda uid: on[uid])
-                yield from self._champion_runs(nodes, wanted - references.fresh, platform)
+                yield from self._champion_runs(nodes, references.wanted() - references.fresh, platform)
+
+    def _panel_comes(self, claim: Claim) -> bool:
+        """Whether a claim waits a little: the runs that it will be weighed against are being made."""
+        panel = self._state.panel_of(claim)
+        if claim.drawn or panel is None or panel.fresh >= FRESH_RUNS:
+            return False
+        return not panel.hopeless or self._calibrating(claim.platform) > 0
 
     def _cell(self, uid: str, claim: Claim) -> Cell | None:
         """Where the champion has run and a claim on its panel has not: the seed that the fewest candidates share.
@@ -177,7 +183,8 @@ class Leases:
 
     def _panel(self, claim: Claim) -> References | Weighing | None:
         """What a claim is weighed against, or will be with its first block; None where it takes Pairs."""
-        return claim.weighing if claim.drawn else self._state.panel_of(claim)
+        panel = self._state.panel_of(claim)
+        return claim.weighing if claim.drawn else panel if panel is not None and panel.ready else None
 
     def _is_fresh(self, cell: Cell, claim: Claim) -> bool:
         """Whether a claim's panel has this run of the champion, and its candidate never ran beside it."""
@@ -203,6 +210,8 @@ class Leases:
 
     def _wants_pair(self, claim: Claim) -> bool:
         if claim.failed or in_vain(claim) or claim.base != self._state.champion and not claim.pairs:
+            return False
+        if self._panel_comes(claim):
             return False
         missing = max(1, self._state.rule.min_pairs - len(claim.pairs))
         early = claim.noise.df < EARLY_DF and self._panel(claim) is None  # a claim on a panel teaches the noise nothing

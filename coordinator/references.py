@@ -30,6 +30,7 @@ from swarm.records import PanelSwitched
 
 RUNS_KEPT = 60  # of a champion, the newest: its level is known to 0.13 sd then, and a panel of so many costs 0.7 ms
 PAIRS_DF = 8  # of s from Pairs alone, before it is used: s from seed scores holds what Nodes and seeds differ by, too
+IN_VAIN = 2  # times the runs that a panel wants are drawn; a champion that crashes has no level
 MOST_NODES = 100  # that the model was simulated with; its cost grows with the third power, 2 ms for so many
 
 
@@ -81,6 +82,11 @@ class References:
     def ready(self) -> bool:
         """Whether the next Claim against this champion is weighed on its panel; if not, it takes Pairs."""
         return self.on and self.noise.df >= PAIRS_DF and len(self.cells) >= FRESH_RUNS
+
+    @property
+    def hopeless(self) -> bool:
+        """Whether no more runs are bought: twice as many were drawn as are wanted, and failed or were lost."""
+        return self.bought >= IN_VAIN * self.wanted()
 
     # --- what facts do ---
 
@@ -134,7 +140,7 @@ class References:
         if len(missed) < SURPRISES_BEFORE_TRUST:
             return None
         low, high = ALARMED if self.on else CALM
-        told = f"the newest {len(missed)} of such runs lie {surprise_sd(missed):.2f} sd from what earlier ones foretold"
+        told = f"the newest {len(missed)} runs that earlier ones foretold lie {surprise_sd(missed):.2f} sd from it"
         return Trust(trusted(missed, self.seen, already=self.on), len(missed), f"{told}; {low:g} to {high:g} is calm")
 
     @property

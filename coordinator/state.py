@@ -273,12 +273,12 @@ class State:
         return [Run(name, one.node, one.seed, self.gain(found.score, 0.0)) for one, found in measured]
 
     def panel_of(self, claim: Claim) -> References | None:
-        """The champion's runs that a claim without a block will be weighed against; None where it takes Pairs.
+        """The champion's runs that a claim without a block is for, once there are enough; None where it takes Pairs.
 
         Sets and simplifications always do: on a panel they were not simulated.
         """
         references = self.references.get(claim.platform)
-        fits = references is not None and references.ready and references.champion == claim.base
+        fits = references is not None and references.on and references.champion == claim.base
         return references if fits and claim.kind == "gain" and not claim.ideas else None
 
     def platform_of(self, node: str) -> str:

@@ -42,14 +42,14 @@ def restless(name: str, now: float) -> float:
 
 def killed_and_enlightened(swarm: Swarm, tick: int) -> None:
     """The coordinator is killed now and then; late in the day a node has a good idea."""
-    if tick == 380:
+    if tick == 520:
         swarm.world.ideas = {**swarm.world.ideas, "n0": ("GOOD",)}
-    if tick in (250, 390, 420):
+    if tick in (250, 530, 560):
         raise Killed
 
 
 def test_the_panel_turns_itself_on_and_claims_need_the_champion_no_more(tmp_path: Path) -> None:
-    swarm = study(tmp_path, 10, nodes=apart)
+    swarm = study(tmp_path, 12, nodes=apart)
     swarm.faults = killed_and_enlightened
     assert run_to_the_end(swarm) == 4
     service = swarm.run()
