@@ -207,7 +207,8 @@ def _refer(state: State, claim: Claim) -> None:
     """Every few claims that were weighed on a panel, the champion is looked at again."""
     references = state.references[claim.platform]
     references.closed(state.runs_of(claim))
-    references.judged += claim.weighing is not None and claim.base == references.champion
+    if claim.weighing is not None and claim.base == references.champion:
+        references.judge()
 
 
 def _count(state: State, claim: Claim, *, accepted: bool) -> None:

@@ -29,6 +29,7 @@ from coordinator.reproduction import Noise
 from swarm.records import PanelSwitched
 
 RUNS_KEPT = 60  # of a champion, the newest: its level is known to 0.13 sd then, and a panel of so many costs 0.7 ms
+NO_SEED = -1  # that nothing ran on
 PAIRS_DF = 8  # of s from Pairs alone, before it is used: s from seed scores holds what Nodes and seeds differ by, too
 IN_VAIN = 2  # times the runs that a panel wants are drawn; a champion that crashes has no level
 MOST_NODES = 100  # that the model was simulated with; its cost grows with the third power, 2 ms for so many
@@ -47,6 +48,13 @@ class Weighing(NamedTuple):
 
     panel: Panel
     cells: tuple[Cell, ...]
+
+
+class Foretold(NamedTuple):
+    """What the champion will score on a Node and a fresh seed."""
+
+    score: float  # oriented: larger is better
+    own_weight: float  # from 0 to 1: of one run of it there, against all the others
 
 
 class Trust(NamedTuple):
@@ -71,6 +79,7 @@ class References:
     past: Past = field(default_factory=Past, compare=False)
     seen: int = 0  # Trials of any kind that ended on this Platform
     switches: list[PanelSwitched] = field(default_factory=list)
+    told: dict[str, Foretold] = field(default_factory=dict, compare=False)  # a cache of `foretold`, by Node
     looked: tuple[tuple[object, ...], Trust | None] = field(default=((), None), compare=False)  # a cache of `trust`
 
     @property
@@ -107,10 +116,16 @@ class References:
         if self.noise.df >= PAIRS_DF and not self._is_crowded:
             self.past = self.past.after(runs, self.noise)
 
+    def judge(self) -> None:
+        """A Claim on it is closed."""
+        self.judged += 1
+        if self.judged % CLAIMS_PER_CHECK == 0:
+            self.told = {}
+
     def moved(self, champion: str) -> None:
         """Another champion: nothing is known of its level, and something of the Nodes."""
         self.closed(self.runs)
-        self.champion, self.runs, self.cells = champion, (), ()
+        self.champion, self.runs, self.cells, self.told = champion, (), (), {}
         self.fresh = self.bought = self.judged = 0
 
     # --- what is asked of it ---
@@ -118,6 +133,16 @@ class References:
     def weighing(self) -> Weighing | None:
         """What a Claim is weighed against from now on; None where it takes Pairs."""
         return Weighing(self.past.panel(self.runs, self._spread), self.cells) if self.ready else None
+
+    def foretold(self, node: str) -> Foretold | None:
+        """For screening, which is no evidence; as it was when the champion was last looked at, so that Briefs stay."""
+        if not self.ready:
+            return None
+        if node not in self.told:
+            spread = self._spread
+            mean, variance = self.past.panel(self.runs, spread).expected([Run("", node, NO_SEED, 0.0)])
+            self.told[node] = Foretold(float(mean[0]), 1.0 - spread.noise**2 / float(variance[0, 0]))
+        return self.told[node]
 
     def wanted(self) -> int:
         """Runs of the champion for the panel alone, to be drawn since it is on: some at first, then as checks."""

@@ -812,6 +812,8 @@ class Brief:
     explore: bool  # False near the end: confirmations and the final comparison only
     margin: float = 0.0  # in units of s; what a tip with less code may lose and still be claimed
     to_port: tuple[ToPort, ...] = ()  # oldest first
+    foretold: float | None = None  # the champion's score on this node and a fresh seed, says the panel of its runs
+    own_weight: float = 1.0  # of this node's own run of the champion against that; 1: it alone counts
 
 
 @dataclass(frozen=True)

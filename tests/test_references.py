@@ -105,6 +105,21 @@ def test_a_claim_on_the_panel_runs_alone_where_the_champion_ran_and_is_promoted(
     assert all((a.node, a.seed) == (b.node, b.seed) for a, b in zip(runs[::2], runs[1::2], strict=True))
 
 
+def test_nodes_are_told_what_the_champion_will_score_once_its_runs_are_there() -> None:
+    desk = ready()
+    brief = desk.orders("ant").brief
+    assert brief is not None and (brief.foretold, brief.own_weight) == (None, 1.0)
+    switch(desk)
+    run_panel(desk)
+    told = desk.orders("ant").brief
+    assert told is not None and told.foretold is not None and told.version != brief.version
+    scores = [-run.score for run in panel(desk).runs]
+    assert min(scores) < told.foretold < max(scores) and 0.0 <= told.own_weight < 0.5
+    switch(desk, on=False)
+    silent = desk.orders("ant").brief
+    assert silent is not None and silent.foretold is None
+
+
 def test_a_claim_that_gains_nothing_is_rejected_on_the_panel() -> None:
     desk = on_panel()
     desk.claim("ant", GOOD)
