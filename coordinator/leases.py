@@ -137,11 +137,11 @@ class Leases:
             done = len(state.calibration.get(platform, {}).get(state.champion, []))
             yield from self._champion_runs(self._least_used(platform), state.calibration_runs - done, platform)
 
-    def _champion_runs(self, nodes: Sequence[str], missing: int, platform: str) -> Iterator[BlockDrawn]:
-        """Blocks of two runs each on fresh seeds, until none is missing that is not on its way."""
+    def _champion_runs(self, nodes: Sequence[str], missing: int, platform: str, runs: int = 2) -> Iterator[BlockDrawn]:
+        """Blocks of so many runs each on fresh seeds, until none is missing that is not on its way."""
         champion, left = self._state.champion, missing - self._calibrating(platform)
-        for uid in nodes[: max(0, (left + 1) // 2)]:
-            yield self._draw(uid, "calibrate", champion, [champion], [], fresh_seed_each=True)
+        for uid in nodes[: max(0, (left + runs - 1) // runs)]:
+            yield self._draw(uid, "calibrate", champion, [champion] * (runs - 1), [], fresh_seed_each=True)
 
     def _calibrating(self, platform: str) -> int:
         """Runs of the champion that are on their way."""
@@ -157,12 +157,16 @@ class Leases:
     # --- panels ---
 
     def _panels(self) -> Iterator[BlockDrawn]:
-        """The champion's runs that a panel lacks, on the Nodes that have the fewest; a crash is not tried for ever."""
+        """The champion's runs that a panel lacks, on the Nodes that have the fewest; a crash is not tried for ever.
+
+        At first two in a Block, which tells what seeds add; then singly, as the second says nothing of a drift.
+        """
         for platform, references in self._state.references.items():
             if not references.hopeless:
                 on = Counter(cell.node for cell in references.cells)
                 nodes = sorted(self._least_used(platform), key=lambda uid: on[uid])
-                yield from self._champion_runs(nodes, references.wanted() - references.fresh, platform)
+                missing, first = references.wanted() - references.fresh, references.fresh < FRESH_RUNS
+                yield from self._champion_runs(nodes, missing, platform, runs=2 if first else 1)
 
     def _panel_comes(self, claim: Claim) -> bool:
         """Whether a claim waits a little: the runs that it will be weighed against are being made."""

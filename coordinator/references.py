@@ -146,8 +146,7 @@ class References:
 
     def wanted(self) -> int:
         """Runs of the champion for the panel alone, to be drawn since it is on: some at first, then as checks."""
-        checks = self.judged // CLAIMS_PER_CHECK
-        return FRESH_RUNS + 2 * checks if self.on else 0
+        return FRESH_RUNS + self.judged // CLAIMS_PER_CHECK if self.on else 0
 
     def trust(self) -> Trust | None:
         """Whether it may be used now; None while too little is known to say."""
