@@ -32,7 +32,7 @@ RUNS_KEPT = 60  # of a champion, the newest: its level is known to 0.13 sd then,
 NO_SEED = -1  # that nothing ran on
 PAIRS_DF = 8  # of s from Pairs alone, before it is used: s from seed scores holds what Nodes and seeds differ by, too
 IN_VAIN = 2  # times the runs that a panel wants are drawn; a champion that crashes has no level
-MOST_NODES = 100  # that the model was tried with; its cost grows with their third power: a look takes 0.15 s with so many
+MOST_NODES = 100  # that the model was tried with; with so many a look takes 0.15 s, and it grows with their third power
 
 
 class Cell(NamedTuple):
