@@ -128,6 +128,10 @@ class PanelBeliever(Believer):
         cell = self._cell(self._lab.shuffled(len(self._own))[0])
         return screen_gain(self._panel(), self._candidate_run(edit, cell))
 
+    def _company(self) -> int:
+        """On the panel champion runs are there already, and nobody waits."""
+        return 1 if self._on else super()._company()
+
     def _claim(self, edit: Edit) -> OpenClaim:
         self._named += 1
         return _PanelClaim(edit, self._noise, bar(self._campaign), name=f"claim {self._named}")

@@ -39,7 +39,7 @@ def _verdict(claim: Claim, decision: Accepted | Rejected, reason: str, now: floa
         high=decision.interval.high if finite else 0.0,
         pairs=len(claim.pairs),
         likelihood_ratio=decision.likelihood_ratio,
-        bar=claim.bar,
+        bar=decision.bar,
         noise=decision.sd,
         evidence=trials,
         nodes=len({pair.node for pair in claim.pairs}),

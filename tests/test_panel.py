@@ -15,6 +15,7 @@ from coordinator.campaigns import World
 from coordinator.mixed import Nodes, Panel, Run, Spread, by_script, panel_of
 from coordinator.panel import (
     RUNS_BEFORE_TRUST,
+    STAKES,
     SURPRISES_BEFORE_TRUST,
     Past,
     decide_on,
@@ -109,15 +110,15 @@ def test_pairs_alone_are_judged_as_pairs(found: list[float]) -> None:
     unlike = Spread(noise=1.0, node=3e3, seed=0.0, df=40)  # what another Node says is worth nothing
     panel = panel_of("champion", champions([5.0] * len(found), nodes), unlike)
     runs = candidates([5.0 + gain for gain in found], nodes)
-    agree(decide_on(panel, runs, 148.0, PAIRED), decide(found, UNIT, 148.0, PAIRED))
+    agree(decide_on(panel, runs, 148.0, PAIRED), decide(found, UNIT, STAKES * 148.0, PAIRED))
 
 
 @given(some_gains)
 @few
 def test_known_level_leaves_the_noise_of_the_candidate(found: list[float]) -> None:
-    ours = decide_on(ENDLESS, candidates([5.0 + gain for gain in found]), 1e9, PATIENT)
-    doubled = replace(PATIENT, d1=PATIENT.d1 * math.sqrt(2.0))  # the same gain, in units of one run's sd
-    theirs = decide(found, replace(UNIT, sum_squares=40.0), 1e9, doubled)
+    single = replace(PATIENT, d1=ON_PANEL.d1)
+    ours = decide_on(ENDLESS, candidates([5.0 + gain for gain in found]), 1e9, single)
+    theirs = decide(found, replace(UNIT, sum_squares=40.0), 1e9, PATIENT)  # as if a Pair scattered as one run does
     assert ours.effect == pytest.approx(theirs.effect, abs=1e-6)
     assert math.log(ours.likelihood_ratio) == pytest.approx(math.log(theirs.likelihood_ratio), abs=0.1)
     assert ours.interval == pytest.approx(theirs.interval, abs=0.05)
