@@ -204,11 +204,12 @@ def _learn(state: State, claim: Claim) -> None:
 
 
 def _refer(state: State, claim: Claim) -> None:
-    """Every few claims that were weighed on a panel, the champion is looked at again."""
+    """A claim is closed: its panel is needed no more, and would take 100 kB for ever."""
     references = state.references[claim.platform]
     references.closed(state.runs_of(claim))
     if claim.weighing is not None and claim.base == references.champion:
         references.judge()
+    claim.weighing = None
 
 
 def _count(state: State, claim: Claim, *, accepted: bool) -> None:

@@ -31,8 +31,9 @@ def drawn(state: State, fact: BlockDrawn, at: float) -> None:
     state.block_of.update(dict.fromkeys(fact.trials, fact.block))
     if fact.reference_trial:
         state.again.setdefault(fact.reference_trial, []).append(fact)
-    if fact.purpose == "calibrate" and (references := state.references.get(state.platform_of(fact.node))) is not None:
-        references.bought += len(fact.trials) * (references.champion == fact.reference)
+    references = state.references.get(state.platform_of(fact.node))
+    if fact.purpose == "calibrate" and references is not None and references.on:
+        references.bought += len(fact.trials)
     if fact.purpose == "recheck":
         for champion in set(fact.candidates) - {fact.reference}:
             state.rechecks.setdefault((champion, fact.reference), Recheck()).drawn += 1

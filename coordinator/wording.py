@@ -262,8 +262,8 @@ def panel(history: History) -> str:
     if _setting(history, "decision", "panel") == "off":
         return 'off: decision.panel = "off"'
     seen = sum(trial.platform == home for trial in history.trials.values())
-    needed = f"{RUNS_BEFORE_TRUST} trials and {SURPRISES_BEFORE_TRUST} runs of champions that were foretold"
-    return f"off: it needs {needed} by earlier ones; {count(seen, 'trial')} so far"
+    needed = f"{RUNS_BEFORE_TRUST} trials, {SURPRISES_BEFORE_TRUST} of them foretold by earlier ones"
+    return f"off: it cannot be judged before {needed}, and pairs that tell the noise; {count(seen, 'trial')} so far"
 
 
 def _setting(history: History, *path: str) -> object:
