@@ -127,7 +127,8 @@ class Mind:
         self._look_at_the_end(now)
         actions: list[Action] = [*self._membership(now), *self._lost_blocks(now), *self._admissions(now)]
         if self.config.decision.panel == "auto":
-            actions += switches(self.state.references, now)
+            seconds = not self._judge.cpu_counts
+            actions += switches(self.state.references, self.state.nodes.values(), seconds, now)
         actions += [*self._judge.facts(self._gone(now), now), *self._shams(now)]
         actions += [*checked(self.state, self.config.decision, now), *(self._demotion(now) or self._promotions(now))]
         if (compared := rechecked(self.state, self.config.decision, now)) is not None:

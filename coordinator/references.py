@@ -9,7 +9,7 @@ of confirmations and calibrations. Its runs as a candidate never count: it was p
 closed Claims ran tells of Nodes, under a name and a level of their own.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -26,9 +26,10 @@ from coordinator.panel import (
     trusted,
 )
 from coordinator.reproduction import Noise
-from swarm.records import PanelSwitched
+from swarm.records import NodeInfo, PanelSwitched
 
 RUNS_KEPT = 60  # of a champion, the newest: its level is known to 0.13 sd then, and a panel of so many costs 0.7 ms
+ONE_MACHINE = "all nodes share one machine, whose load would move every score, as seconds are the budget"
 NO_SEED = -1  # that nothing ran on
 PAIRS_DF = 8  # of s from Pairs alone, before it is used: s from seed scores holds what Nodes and seeds differ by, too
 IN_VAIN = 2  # times the runs that a panel wants are drawn; a champion that crashes has no level
@@ -148,14 +149,14 @@ class References:
         """Runs of the champion for the panel alone, to be drawn since it is on: some at first, then as checks."""
         return FRESH_RUNS + self.judged // CLAIMS_PER_CHECK if self.on else 0
 
-    def trust(self) -> Trust | None:
-        """Whether it may be used now; None while too little is known to say."""
-        asked = (self.runs, self.past, self.noise, self.seen >= RUNS_BEFORE_TRUST, self.on)
+    def trust(self, drifts_as_one: str) -> Trust | None:
+        """Whether it may be used now; None while too little is known to say. `drifts_as_one`: why all Nodes may."""
+        asked = (self.runs, self.past, self.noise, self.seen >= RUNS_BEFORE_TRUST, self.on, drifts_as_one)
         if not self.looked[0] or any(new is not old for new, old in zip(asked, self.looked[0], strict=True)):
-            self.looked = asked, self._look()
+            self.looked = asked, self._look(drifts_as_one)
         return self.looked[1]
 
-    def _look(self) -> Trust | None:
+    def _look(self, drifts_as_one: str) -> Trust | None:
         if self._is_crowded:
             return Trust(False, 0, f"more than {MOST_NODES} nodes measure here, and it was tried with fewer")
         if self.seen < RUNS_BEFORE_TRUST or self.noise.df < PAIRS_DF or not self.runs:
@@ -163,6 +164,8 @@ class References:
         missed = self.past.surprises(self.runs, self._spread)
         if len(missed) < SURPRISES_BEFORE_TRUST:
             return None
+        if drifts_as_one:  # which its surprises would not show: a claim is too short to see it
+            return Trust(False, len(missed), drifts_as_one)
         low, high = ALARMED if self.on else CALM
         told = f"the newest {len(missed)} runs that earlier ones foretold lie {surprise_sd(missed):.2f} sd from it"
         return Trust(trusted(missed, self.seen, already=self.on), len(missed), f"{told}; {low:g} to {high:g} is calm")
@@ -176,10 +179,17 @@ class References:
         return len(self.past.nodes.index) > MOST_NODES
 
 
-def switches(platforms: Mapping[str, References], now: float) -> Iterator[PanelSwitched]:
-    """The switches to be recorded: of each Platform the first that can be told, and every other one after it."""
+def switches(
+    platforms: Mapping[str, References], nodes: Iterable[NodeInfo], seconds: bool, now: float
+) -> Iterator[PanelSwitched]:
+    """The switches to be recorded: of each Platform the first that can be told, and every other one after it.
+
+    `seconds`: they are the budget, so that the load of a machine moves every score that is measured on it.
+    """
+    hosts = {(node.platform.id, node.host) for node in nodes} if seconds else set()
     for platform, references in platforms.items():
-        found = references.trust()
+        alone = sum(where == platform for where, _ in hosts) == 1
+        found = references.trust(ONE_MACHINE if alone else "")
         if found is not None and (not references.switches or found.on != references.on):
             number = len(references.switches) + 1
             yield PanelSwitched(platform, number, found.on, found.surprises, found.reason, now)

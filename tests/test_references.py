@@ -20,8 +20,8 @@ BETTER: dict[str, float] = {candidate_id(A1): 1.5, candidate_id(B1): 1.5, candid
 NODES = ("ant", "bee", "cat", "dog")
 
 
-def ready(**settings: object) -> Desk:
-    desk = Desk(settings)
+def ready(cpu_limit: float = 2.0, **settings: object) -> Desk:
+    desk = Desk(settings, cpu_limit)
     desk.calibrate(*NODES)
     for number in (101, 102):
         undecided(desk, proposal(edited(BASELINE, D=number)))
@@ -224,14 +224,25 @@ def test_a_champion_that_only_crashes_is_not_bought_for_ever_and_claims_take_pai
     assert verdict_on(desk, GOOD).panel == 0 and not desk.mind.stop_reason(desk.now)
 
 
-@pytest.mark.parametrize("setting", ["auto", "off"])
-def test_only_auto_ever_switches(setting: str) -> None:
-    desk = ready(decision={"panel": setting, "calibration_pairs": 2})
+def looked_at(desk: Desk) -> Desk:
+    """As if enough had run to say whether the panel may be trusted."""
     references = panel(desk)
     references.seen = 1000
     references.runs = tuple(Run("champion", f"uid-{NODES[n % 4]}", n, n % 3 * 0.001) for n in range(60))
     desk.think()
+    return desk
+
+
+@pytest.mark.parametrize("setting", ["auto", "off"])
+def test_only_auto_ever_switches(setting: str) -> None:
+    desk = looked_at(ready(decision={"panel": setting, "calibration_pairs": 2}))
     assert len(desk.of(PanelSwitched)) == (setting == "auto")
+
+
+def test_one_machine_whose_load_would_move_every_score_has_no_panel() -> None:
+    desk = looked_at(ready(cpu_limit=0.0))  # seconds are the budget
+    (switch,) = desk.of(PanelSwitched)
+    assert isinstance(switch, PanelSwitched) and not switch.on and "share one machine" in switch.reason
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
