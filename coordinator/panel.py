@@ -35,7 +35,7 @@ from coordinator.reproduction import (
 
 FRESH_RUNS = 10  # of the champion after each promotion: five Blocks as in calibration, each two seeds on one Node
 STAKES = 1.5  # times the bar of Pairs: Claims share the error of a level; 2 % good: 4 instead of 5 % false
-CLAIMS_PER_CHECK = 4  # judged on the panel, before one more Block of champion runs is bought
+CLAIMS_PER_CHECK = 8  # judged on the panel, before one more champion run is bought
 RUNS_BEFORE_TRUST = 100  # of any kind, as the Nodes are not known before
 SURPRISES_BEFORE_TRUST = 40  # the sd of so many unit normals lies within 0.9..1.1 in 63 %; see `trusted`
 RECENT = 60  # surprises that count: of older ones a Node that has begun to drift knows nothing

@@ -287,13 +287,13 @@ def test_campaign_goes_over_to_the_panel_and_keeps_more() -> None:
     tally = replay(World("base", node_sd=2.0))
     assert tally.panel_share > 0.5
     assert tally.false_share <= above(0.05, tally.promoted)
-    assert tally.runs_per_proposal <= 2.3
-    probes = len(tally.probes[2.0])
-    assert tally.power(2.0) >= 0.78 - 3.0 * math.sqrt(0.78 * 0.22 / probes)
-    assert tally.kept_share >= 0.58 - 3.0 * 0.1 / math.sqrt(CAMPAIGNS)  # a campaign's share has an sd of 0.1
+    errors = 3.0 / math.sqrt(CAMPAIGNS)  # three standard errors, in sd of what one campaign shows
+    assert tally.runs_per_proposal <= 2.3 + 0.15 * errors
+    assert tally.power(2.0) >= 0.78 - 0.12 * errors
+    assert tally.kept_share >= 0.58 - 0.10 * errors
 
 
 def test_campaign_on_drifting_nodes_stays_with_pairs() -> None:
     tally = replay(World("drift", node_sd=2.0, node_drift=0.3))
-    assert tally.panel_share < 0.1
+    assert tally.panel_share < 0.15  # 0.03 over 60 campaigns: most never, some for a few dozen proposals
     assert tally.false_share <= above(0.05, tally.promoted)
