@@ -46,7 +46,7 @@ class Briefs:
         occasion = _Occasion(state.champion, program, explore, state.verdicts, len(state.numbered) // every)
         common = self._shared(occasion)
         platform = state.platform_of(uid)
-        noise = state.noise.get(platform)
+        noise = state.noise_of(platform)
         foretold = self._foretold(uid, platform)
         own = (common.version, platform, None if noise is None else noise.sd, state.answered[uid], foretold)
         if uid not in self._own or self._own[uid][0] != own:
@@ -105,7 +105,7 @@ class Briefs:
         return references.foretold(uid) if references is not None and known else None
 
     def _for_node(self, common: Brief, uid: str, platform: str, foretold: Foretold | None) -> Brief:
-        noise = self._state.noise.get(platform)
+        noise = self._state.noise_of(platform)
         own = replace(
             common,
             noise=None if noise is None else noise.sd,

@@ -115,7 +115,7 @@ def _open_claim(
 ) -> None:
     simpler = kind == "simplification"
     rule, least = (not_worse(state.rule), NOT_WORSE_BAR) if simpler else (state.rule, bar(state.campaign))
-    noise = state.noise[platform]
+    noise = state.noise_of(platform) or state.noise[platform]
     claim = Claim(experiment, candidate, base, node, platform, noise, least, rule, kind, carried=carried, ideas=ideas)
     _stand_for(state, claim)
     state.answers.get(node, {}).pop(experiment, None)
@@ -125,7 +125,7 @@ def sham(state: State, fact: ShamRaised, at: float) -> None:
     """A claim like any other to those who confirm it, without a node to be told of it."""
     state.shams.append(fact)
     state.files[fact.candidate] = fact.files
-    noise, least = state.noise[fact.platform], bar(state.campaign)
+    noise, least = state.noise_of(fact.platform) or state.noise[fact.platform], bar(state.campaign)
     claim = Claim(fact.name, fact.candidate, fact.base, "", fact.platform, noise, least, state.rule, sham=fact.number)
     state.claims[claim.key] = state.open_claims[claim.key] = claim
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from coordinator.mixed import Run
-from coordinator.references import References, Weighing
+from coordinator.references import PAIRS_DF, References, Weighing
 from coordinator.reproduction import Campaign, Noise, Rule
 from swarm.records import (
     BlockDrawn,
@@ -271,6 +271,12 @@ class State:
         measured = [(one, one.outcome) for one in finished if isinstance(one.outcome, Measurement)]
         name = f"claim {claim.experiment} {claim.base}"  # its candidate may be champion one day, whose runs are others
         return [Run(name, one.node, one.seed, self.gain(found.score, 0.0)) for one, found in measured]
+
+    def noise_of(self, platform: str) -> Noise | None:
+        """What is known of s there: while its panel is on, from Pairs alone; None before it is calibrated."""
+        references = self.references.get(platform)
+        on = references is not None and references.on and references.noise.df >= PAIRS_DF
+        return references.noise if references is not None and on else self.noise.get(platform)
 
     def panel_of(self, claim: Claim) -> References | None:
         """The champion's runs that a claim without a block is for, once there are enough; None where it takes Pairs.
