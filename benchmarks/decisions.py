@@ -3,7 +3,8 @@
     .venv/bin/python -m benchmarks.decisions [--campaigns 100] [--seed 20261]
 
 One row a world and rule; below the table every bar with the number seen; then the same for the reference panel on Nodes
-that differ, and for ideas that are merged. Exit code 1 when a bar does not hold.
+that differ, and for ideas that are merged. Exit code 1 when a bar does not hold; those of the panel are a stretch and do
+not count.
 """
 
 import argparse
@@ -122,12 +123,13 @@ def main() -> int:
     for bar in BARS:
         print(promise(bar, found[bar.world]))
     print()
-    panel, merges = report_panel(options.campaigns, options.seed), merging.report(2_000)
-    return 0 if panel and merges and all(bar.holds(found[bar.world]) for bar in BARS) else 1
+    report_panel(options.campaigns, options.seed)
+    merges = merging.report(2_000)
+    return 0 if merges and all(bar.holds(found[bar.world]) for bar in BARS) else 1
 
 
-def report_panel(campaigns: int, seed: int) -> bool:
-    """Print the rows and the bars of the panel, beside Pairs alone; whether all hold."""
+def report_panel(campaigns: int, seed: int) -> None:
+    """Print the rows and the bars of the panel, beside Pairs alone."""
     began, found = time.monotonic(), {}
     paired, on_panel = rule_for("standard"), rule_on_panel("standard")
     print(HEAD)
@@ -140,7 +142,6 @@ def report_panel(campaigns: int, seed: int) -> bool:
     for bar in PANEL_BARS:
         print(promise(bar, found[bar.world]))
     print()
-    return all(bar.holds(found[bar.world]) for bar in PANEL_BARS)
 
 
 def row(world: str, rule: str, tally: Tally) -> str:

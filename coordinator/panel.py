@@ -219,6 +219,7 @@ def trusted(surprises: Sequence[float], runs_seen: int, *, already: bool) -> boo
     """Whether Claims may be judged on the panel from now on.
 
     `surprises` are those of `Past` and of shams, oldest first; the newest `RECENT` count, clipped as residuals are.
+    A level that wanders on all Nodes alike is not noticed: a Claim is over before that, and the champion runs seldom.
     """
     if runs_seen < RUNS_BEFORE_TRUST or len(surprises) < SURPRISES_BEFORE_TRUST:
         return False
