@@ -115,9 +115,10 @@ def test_nodes_are_told_what_the_champion_will_score_once_its_runs_are_there() -
     assert told is not None and told.foretold is not None and told.version != brief.version
     scores = [-run.score for run in panel(desk).runs]
     assert min(scores) < told.foretold < max(scores) and 0.0 <= told.own_weight < 0.5
+    assert told.noise == panel(desk).noise.sd, "s of pairs alone"
     switch(desk, on=False)
     silent = desk.orders("ant").brief
-    assert silent is not None and silent.foretold is None
+    assert silent is not None and (silent.foretold, silent.noise) == (None, brief.noise)
 
 
 def test_a_claim_that_gains_nothing_is_rejected_on_the_panel() -> None:
