@@ -7,6 +7,7 @@ all that changes here. Everything that a model or a stranger wrote is cut to a l
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from coordinator.references import Foretold
 from coordinator.state import Experiment, State
 from swarm.config import Nodes
 from swarm.records import BlockDrawn, Brief, Limits, ToPort, TrialSpec, Tried, digest
@@ -45,10 +46,11 @@ class Briefs:
         occasion = _Occasion(state.champion, program, explore, state.verdicts, len(state.numbered) // every)
         common = self._shared(occasion)
         platform = state.platform_of(uid)
-        noise = state.noise.get(platform)
-        own = (common.version, platform, None if noise is None else noise.sd, state.answered[uid])
+        noise = state.noise_of(platform)
+        foretold = self._foretold(uid, platform)
+        own = (common.version, platform, None if noise is None else noise.sd, state.answered[uid], foretold)
         if uid not in self._own or self._own[uid][0] != own:
-            self._own[uid] = (own, self._for_node(common, uid, platform))
+            self._own[uid] = (own, self._for_node(common, uid, platform, foretold))
         return self._own[uid][1]
 
     def specs(self, block: BlockDrawn) -> Iterator[TrialSpec]:
@@ -96,16 +98,25 @@ class Briefs:
             margin=state.rule.margin,
         )
 
-    def _for_node(self, common: Brief, uid: str, platform: str) -> Brief:
-        noise = self._state.noise.get(platform)
+    def _foretold(self, uid: str, platform: str) -> Foretold | None:
+        """What the champion will score there, where a panel knows it."""
+        references = self._state.references.get(platform)
+        known = references is not None and references.champion == self._state.champion
+        return references.foretold(uid) if references is not None and known else None
+
+    def _for_node(self, common: Brief, uid: str, platform: str, foretold: Foretold | None) -> Brief:
+        noise = self._state.noise_of(platform)
         own = replace(
             common,
             noise=None if noise is None else noise.sd,
             cpu_limit_s=self.limits(platform).cpu_s,
             verdicts=dict(self._state.answers.get(uid, {})),
             to_port=tuple(self._to_port(uid)),
+            foretold=None if foretold is None else self._state.gain(foretold.score, 0.0),
+            own_weight=1.0 if foretold is None else foretold.own_weight,
         )
-        return replace(own, version=digest(common.version, own.noise, own.cpu_limit_s, own.verdicts, repr(own.to_port)))
+        told = own.noise, own.cpu_limit_s, own.verdicts, repr(own.to_port), foretold
+        return replace(own, version=digest(common.version, *told))
 
     def _to_port(self, uid: str) -> Iterator[ToPort]:
         """Those in conflict with this very champion; a later one may be another matter."""

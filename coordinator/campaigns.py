@@ -34,10 +34,10 @@ from coordinator.reproduction import (
 PROPOSALS = 500
 PROBED_SD = (1.0, 2.0, 3.0)  # true gains whose chance of promotion is asked for
 _PROBE_EVERY = 25  # proposals: 20 probes of each size in a campaign, none of which teaches the engine anything
-_CALIBRATION_RUNS = 8
+CALIBRATION_RUNS = 8
 _NODES = 8
 _SHARED_BY = 4
-_LEVEL = 1_000.0  # the baseline's score: far from 0, as real metrics are
+LEVEL = 1_000.0  # the baseline's score: far from 0, as real metrics are
 _BROKEN_SD = 8.0
 _SPLIT_SD, _SPLIT_CORRELATION = 0.3, 0.9  # of an edit's gain between two splits; of one run's noise on both
 _TUNED_SD = 1.5
@@ -66,6 +66,10 @@ class World:
     """Whether accepted edits must also hold on a second split."""
     drift: float = 0.0
     """By how much the level of all runs wanders per proposal."""
+    node_sd: float = 0.0
+    """Of the levels of Nodes; Pairs and screening cells lie within one Node and do not notice."""
+    node_drift: float = 0.0
+    """By how much the level of each Node wanders per proposal."""
 
 
 class Edit(NamedTuple):
@@ -150,6 +154,8 @@ class Lab:
         self._rng = np.random.default_rng(seed)
         self._own = math.sqrt(1.0 - world.correlation)
         self._shared = math.sqrt(world.correlation)
+        self._node_rng = np.random.default_rng([*seed, 1])
+        self.nodes: list[float] = (world.node_sd * self._node_rng.normal(size=_NODES)).tolist()
 
     def edit(self) -> Edit:
         """The next proposal."""
@@ -180,12 +186,19 @@ class Lab:
         return _SPLIT_CORRELATION * run + math.sqrt(1.0 - _SPLIT_CORRELATION**2) * float(self._rng.normal())
 
     def step(self) -> float:
-        """How far the level of all runs moves until the next proposal."""
+        """How far the level of all runs moves until the next proposal; Nodes move as well."""
+        if self.world.node_drift:
+            moves = self.world.node_drift * self._node_rng.normal(size=len(self.nodes))
+            self.nodes = [level + float(move) for level, move in zip(self.nodes, moves, strict=True)]
         return self.world.drift * float(self._rng.normal()) if self.world.drift else 0.0
 
     def node(self) -> int:
         """Where the next screening happens."""
         return int(self._rng.integers(_NODES))
+
+    def shuffled(self, count: int) -> list[int]:
+        """An order of so many things."""
+        return [int(place) for place in self._node_rng.permutation(count)]
 
     def _unit(self) -> float:
         if self.world.heavy_tails:
@@ -194,7 +207,9 @@ class Lab:
 
 
 @dataclass
-class _Claim:
+class OpenClaim:
+    """An edit that passed its screening, and what its Pairs said."""
+
     edit: Edit
     noise: Noise
     bar: float
@@ -205,57 +220,72 @@ class _Claim:
         return decide(self.gains, self.noise, self.bar, rule)
 
 
-class _Believer:
+class Believer:
     """One campaign under the engine."""
 
     def __init__(self, lab: Lab, rule: Rule, tally: Tally) -> None:
         self._lab, self._rule, self._tally = lab, rule, tally
-        self._noise = Noise.from_seed_scores([_LEVEL + lab.run(lab.seed_effect()) for _ in range(_CALIBRATION_RUNS)])
-        tally.runs += _CALIBRATION_RUNS
         self._campaign = Campaign()
         self._cells: dict[int, tuple[float, float]] = {}  # node -> seed effect and score of its champion run
         self._level = 0.0
-        self._waiting: list[_Claim] = []
+        self._waiting: list[OpenClaim] = []
+        tally.runs += CALIBRATION_RUNS
+        self._noise = Noise.from_seed_scores(self._calibration())
+
+    def _calibration(self) -> list[float]:
+        return [LEVEL + self._lab.run(self._lab.seed_effect()) for _ in range(CALIBRATION_RUNS)]
 
     def run(self, proposals: int) -> None:
+        """The whole campaign."""
         for number in range(proposals):
             self._screen(self._lab.edit())
             if number % _PROBE_EVERY == 0:
                 self._probe()
-            if len(self._waiting) == _SHARED_BY:
+            if len(self._waiting) >= self._company():
                 self._confirm()
         self._confirm()
 
+    def _company(self) -> int:
+        """Claims that wait for each other, to share champion runs."""
+        return _SHARED_BY
+
     def _screen(self, edit: Edit) -> None:
-        lab, node = self._lab, self._lab.node()
-        self._level += lab.step()
-        cost = 1
-        if node not in self._cells:
-            effect = lab.seed_effect()
-            self._cells[node] = (effect, self._level + lab.run(effect))
-            cost = 2
-        effect, champion = self._cells[node]
+        node = self._lab.node()
+        self._level += self._lab.step()
         self._tally.propose(edit)
-        self._tally.spent(edit, cost)
-        gain = self._level + edit.search_gain + lab.run(effect, edit.spread) - champion
-        if screen_passes(gain, self._noise, self._rule):
+        if screen_passes(self._screening(edit, node), self._noise, self._rule):
             self._waiting.append(self._claim(edit))
 
-    def _claim(self, edit: Edit) -> _Claim:
-        return _Claim(edit, self._noise, bar(self._campaign))
+    def _screening(self, edit: Edit, node: int) -> float:
+        """The gain against the champion run of a node, which is bought unless it is there."""
+        lab, cost = self._lab, 1
+        if node not in self._cells:
+            effect = lab.seed_effect()
+            self._cells[node] = (effect, self._champion_run(node, effect))
+            cost = 2
+        effect, champion = self._cells[node]
+        self._tally.spent(edit, cost)
+        return self._level + lab.nodes[node] + edit.search_gain + lab.run(effect, edit.spread) - champion
+
+    def _champion_run(self, node: int, effect: float) -> float:
+        """Its score, less what champion and candidates have in common."""
+        return self._level + self._lab.nodes[node] + self._lab.run(effect)
+
+    def _claim(self, edit: Edit) -> OpenClaim:
+        return OpenClaim(edit, self._noise, bar(self._campaign))
 
     def _confirm(self) -> None:
         """Settle what waits; a second winner of one base is confirmed again on the new champion."""
         group, self._waiting = self._waiting, []
-        _settle(group, self._lab, self._rule, self._tally)
+        self._settle(group, self._tally)
         promoted = False
         for claim in group:
             if promoted and self._holds(claim):
                 claim = self._claim(claim.edit)
-                _settle([claim], self._lab, self._rule, self._tally)
+                self._settle([claim], self._tally)
             promoted = self._close(claim) or promoted
 
-    def _close(self, claim: _Claim) -> bool:
+    def _close(self, claim: OpenClaim) -> bool:
         decision, holds = claim.weighed(self._rule), self._holds(claim)
         self._campaign = self._campaign.closed(promoted=holds)
         self._noise = self._noise.pooled(claim.gains)
@@ -264,49 +294,57 @@ class _Believer:
             self._cells.clear()
         return holds
 
-    def _holds(self, claim: _Claim) -> bool:
+    def _holds(self, claim: OpenClaim) -> bool:
         if not isinstance(claim.weighed(self._rule), Accepted):
             return False
         return not self._lab.world.holdout or survives_holdout(claim.gains, claim.holdout)
 
+    def _settle(self, group: Sequence[OpenClaim], tally: Tally) -> None:
+        """Buy one Pair after the other for each open Claim; those of a block share the champion's run."""
+        lab = self._lab
+        while still := [claim for claim in group if isinstance(claim.weighed(self._rule), Undecided)]:
+            effect, champion = self._block(tally)
+            on_holdout = lab.on_holdout(champion) if lab.world.holdout else 0.0
+            for claim in still:
+                run = lab.run(effect, claim.edit.spread)
+                claim.gains.append(claim.edit.search_gain + run - champion)
+                if lab.world.holdout:
+                    claim.holdout.append(claim.edit.holdout_gain + lab.on_holdout(run) - on_holdout)
+                tally.spent(claim.edit, 1.0 + 1.0 / len(still))
+
+    def _block(self, tally: Tally) -> tuple[float, float]:
+        """What a Block's seed does, and the champion's run on it; a probe's tally is not the campaign's."""
+        effect = self._lab.seed_effect()
+        return effect, self._lab.run(effect)
+
     def _probe(self) -> None:
         for gain in PROBED_SD:
-            edit, effect = Edit(gain, gain, gain), self._lab.seed_effect()
-            screen = gain + self._lab.run(effect) - self._lab.run(effect)
+            edit = Edit(gain, gain, gain)
+            passed = screen_passes(self._probing(edit), self._noise, self._rule)
             claim = self._claim(edit)
-            passed = screen_passes(screen, self._noise, self._rule)
             if passed:
-                _settle([claim], self._lab, self._rule, Tally())
+                self._settle([claim], Tally())
             self._tally.probes[gain].append(passed and self._holds(claim))
 
-
-def _settle(group: Sequence[_Claim], lab: Lab, rule: Rule, tally: Tally) -> None:
-    """Buy one Pair after the other for each open Claim; those of a block share the champion's run."""
-    while still := [claim for claim in group if isinstance(claim.weighed(rule), Undecided)]:
-        effect = lab.seed_effect()
-        champion = lab.run(effect)
-        on_holdout = lab.on_holdout(champion) if lab.world.holdout else 0.0
-        for claim in still:
-            run = lab.run(effect, claim.edit.spread)
-            claim.gains.append(claim.edit.search_gain + run - champion)
-            if lab.world.holdout:
-                claim.holdout.append(claim.edit.holdout_gain + lab.on_holdout(run) - on_holdout)
-            tally.spent(claim.edit, 1.0 + 1.0 / len(still))
+    def _probing(self, edit: Edit) -> float:
+        """A screening that nobody pays for."""
+        effect = self._lab.seed_effect()
+        return edit.gain + self._lab.run(effect) - self._lab.run(effect)
 
 
 def believe(world: World, rule: Rule, *, campaigns: int, seed: int, proposals: int = PROPOSALS) -> Tally:
     """Replay campaigns in which the engine decides."""
     tally = Tally()
-    for lab in _labs(world, campaigns, seed):
+    for lab in labs(world, campaigns, seed):
         tally.campaigns += 1
-        _Believer(lab, rule, tally).run(proposals)
+        Believer(lab, rule, tally).run(proposals)
     return tally
 
 
 def keep_greedily(world: World, *, campaigns: int, seed: int, proposals: int = PROPOSALS) -> Tally:
     """The rival that keeps what scored better than the best score so far, one run each, all on one machine."""
     tally = Tally()
-    for lab in _labs(world, campaigns, seed):
+    for lab in labs(world, campaigns, seed):
         tally.campaigns += 1
         truth, level, record = 0.0, 0.0, lab.run(lab.seed_effect())
         for number in range(proposals):
@@ -327,7 +365,7 @@ def keep_greedily(world: World, *, campaigns: int, seed: int, proposals: int = P
 def five_pairs_each(world: World, *, campaigns: int, seed: int, proposals: int = PROPOSALS) -> Tally:
     """The rival that buys five Pairs for every edit and keeps what a one-sided t test calls better at 5 %."""
     tally = Tally()
-    for lab in _labs(world, campaigns, seed):
+    for lab in labs(world, campaigns, seed):
         tally.campaigns += 1
         for number in range(proposals):
             edit = lab.edit()
@@ -351,6 +389,7 @@ def _five_pairs(lab: Lab, edit: Edit) -> tuple[float, float]:
     return interval.low, interval.mean
 
 
-def _labs(world: World, campaigns: int, seed: int) -> Iterator[Lab]:
+def labs(world: World, campaigns: int, seed: int) -> Iterator[Lab]:
+    """One for each campaign; the same seed draws the same ones."""
     for number in range(campaigns):
         yield Lab(world, (seed, number))

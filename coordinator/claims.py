@@ -18,6 +18,7 @@ from swarm.records import (
     DemotionVetoed,
     HoldoutAnswered,
     Interaction,
+    PanelSwitched,
     Promotion,
     PromotionVetoed,
     ShamJudged,
@@ -116,7 +117,7 @@ def _open_claim(
 ) -> None:
     simpler = kind == "simplification"
     rule, least = (not_worse(state.rule), NOT_WORSE_BAR) if simpler else (state.rule, bar(state.campaign))
-    noise = state.noise[platform]
+    noise = state.noise_of(platform) or state.noise[platform]
     claim = Claim(experiment, candidate, base, node, platform, noise, least, rule, kind, carried=carried, ideas=ideas)
     _stand_for(state, claim)
     state.answers.get(node, {}).pop(experiment, None)
@@ -126,7 +127,7 @@ def sham(state: State, fact: ShamRaised, at: float) -> None:
     """A claim like any other to those who confirm it, without a node to be told of it."""
     state.shams.append(fact)
     state.files[fact.candidate] = fact.files
-    noise, least = state.noise[fact.platform], bar(state.campaign)
+    noise, least = state.noise_of(fact.platform) or state.noise[fact.platform], bar(state.campaign)
     claim = Claim(fact.name, fact.candidate, fact.base, "", fact.platform, noise, least, state.rule, sham=fact.number)
     state.claims[claim.key] = state.open_claims[claim.key] = claim
 
@@ -136,6 +137,7 @@ def sham_judged(state: State, fact: ShamJudged, at: float) -> None:
     claim = state.open_claims.pop((fact.verdict.experiment, fact.verdict.base), None)
     if claim is not None:
         claim.verdict = fact.verdict
+        _refer(state, claim)
 
 
 def stacked(state: State, fact: Stacked, at: float) -> None:
@@ -185,10 +187,31 @@ def verdict(state: State, fact: Verdict, at: float) -> None:
     if claim.pairs or claim.failed:  # one closed without a run (a merge conflict) says nothing of the base rate
         if claim.kind == "gain" and not claim.ideas:  # nor does a simplification, or a set of what was counted already
             _count(state, claim, accepted=fact.accepted)
-        state.noise[claim.platform] = state.noise[claim.platform].pooled([pair.gain for pair in claim.pairs])
+        _learn(state, claim)
     if fact.accepted and claim.pairs:
         ratio = sum(p.candidate_cpu_s for p in claim.pairs) / max(1e-9, sum(p.champion_cpu_s for p in claim.pairs))
         state.cpu_ratio[claim.candidate] = ratio * state.cpu_ratio.get(claim.base, 1.0)
+
+
+def _learn(state: State, claim: Claim) -> None:
+    """What a closed confirmation tells of the noise, and what it tells a panel of Nodes.
+
+    On a panel the champion's run may be an old one: a Node that drifted meanwhile would pass for noise, and hide.
+    """
+    if claim.weighing is None:
+        before = state.noise[claim.platform]
+        after = state.noise[claim.platform] = before.pooled([pair.gain for pair in claim.pairs])
+        state.references[claim.platform].paired(before, after)
+    _refer(state, claim)
+
+
+def _refer(state: State, claim: Claim) -> None:
+    """A claim is closed: its panel is needed no more, and would take 100 kB for ever."""
+    references = state.references[claim.platform]
+    references.closed(state.runs_of(claim))
+    if claim.weighing is not None and claim.base == references.champion:
+        references.judge()
+    claim.weighing = None
 
 
 def _count(state: State, claim: Claim, *, accepted: bool) -> None:
@@ -214,7 +237,7 @@ def _unmeasured(state: State, fact: Verdict) -> Claim | None:
     if twin is None:
         return None
     claim = replace(twin, base=fact.base, pairs=[], drawn=Counter(), failed="", verdict=None, holdout=None, weighed=0)
-    claim.after_demotion = fact.after_demotion
+    claim.after_demotion, claim.weighing = fact.after_demotion, None
     _stand_for(state, claim)
     return claim
 
@@ -240,7 +263,7 @@ def holdout(state: State, fact: HoldoutAnswered, at: float) -> None:
 def promoted(state: State, fact: Promotion, at: float) -> None:
     """Another champion; what else was accepted waits for it."""
     state.promotions.append(fact)
-    state.champion = fact.candidate
+    _crown(state, fact.candidate)
     state.champions.add(fact.candidate)
     landed = (fact.experiment, *fact.ideas)
     state.accepted = {key: claim for key, claim in state.accepted.items() if claim.experiment not in landed}
@@ -269,6 +292,17 @@ def demotion_vetoed(state: State, fact: DemotionVetoed, at: float) -> None:
     state.demotions_vetoed.add(fact.rechecked)
 
 
+def _crown(state: State, candidate: str) -> None:
+    state.champion = candidate
+    for references in state.references.values():
+        references.moved(candidate)
+
+
+def panel_switched(state: State, fact: PanelSwitched, at: float) -> None:
+    """Claims without a block are weighed otherwise from now on; those with one as before."""
+    state.references[fact.platform].switches.append(fact)
+
+
 def _unstack(state: State) -> None:
     """The champion moved: no set that was joined on the one before lands. Its ideas are accepted still."""
     state.accepted = {key: claim for key, claim in state.accepted.items() if not claim.ideas}
@@ -288,7 +322,7 @@ def demoted(state: State, fact: Demotion, at: float) -> None:
     """The ideas that it undoes are claims to come: each is carried onto the restored champion and confirmed anew."""
     undone = [promotion for promotion in state.line if promotion.number in fact.undone]
     state.demotions.append(fact)
-    state.champion = fact.restored
+    _crown(state, fact.restored)
     _unstack(state)
     state.rechecks.clear()  # of champions that are none any more
     state.final, state.final_failures = [], 0

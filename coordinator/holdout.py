@@ -14,7 +14,7 @@ from typing import NamedTuple
 from coordinator.leases import SHARED_BY, Presence, in_vain
 from coordinator.pairs import FORGIVEN_KILLS
 from coordinator.reproduction import LARGEST_GAIN, survives_holdout
-from coordinator.state import Claim, Pair, State
+from coordinator.state import Claim, Drawn, Pair, State
 from swarm.config import Nodes
 from swarm.records import Failure, HoldoutAnswered, Measurement, Outcome, Report
 
@@ -69,11 +69,22 @@ def released(state: State, report: Report) -> tuple[str, ...]:
 
 
 def _is_needed(state: State, trial: str) -> bool:
-    block = state.blocks.get(state.block_of.get(trial, ""))
-    if block is None:
+    drawn = state.blocks.get(state.block_of.get(trial, ""))
+    if drawn is None:
         return False
-    keys = [(experiment, block.fact.reference) for experiment in block.fact.experiments]
-    return any(key in state.open_claims or key in state.accepted for key in keys)
+    blocks = (drawn.fact, *state.again.get(trial, ()))
+    keys = [(experiment, block.reference) for block in blocks for experiment in block.experiments]
+    return any(key in state.open_claims or key in state.accepted for key in keys) or _is_cell(state, drawn, trial)
+
+
+def _is_cell(state: State, drawn: Drawn, trial: str) -> bool:
+    """Whether candidates may still run where this run of the champion did."""
+    run, where = drawn.finished.get(trial), state.references.get(state.platform_of(drawn.fact.node))
+    if where is None or drawn.fact.reference != where.champion:
+        return False
+    if run is None:  # the node has it on its disk already, and its fact is on the way
+        return where.on and drawn.fact.purpose == "calibrate"
+    return run.candidate == where.champion and any(cell.trial == trial for cell in where.cells)
 
 
 def _artifacts(pair: Pair) -> dict[str, str]:
@@ -176,7 +187,7 @@ class Gate:
     def _slowest_s(self) -> float:
         """The longest that a Trial of this Claim took."""
         trials = [trial for pair in self.claim.pairs for trial in (pair.champion_trial, pair.candidate_trial)]
-        runs = [self.state.blocks[self.state.block_of[trial]].finished[trial] for trial in trials]
+        runs = map(self.state.finished_trial, trials)
         return max((run.ended_at - run.started_at for run in runs), default=0.0)
 
     def _looks(self) -> Iterator[Look]:

@@ -23,6 +23,7 @@ from coordinator.wording import (
     machinery_failures,
     noise,
     numbers,
+    panel,
     percent,
     platforms,
     recheck,
@@ -75,6 +76,7 @@ def _header(history: History, line: Sequence[Step]) -> str:
         f"- **Baseline:** {_baseline(history)}",
         f"- **Total gain:** {_total(history, line)}",
         f"- **Noise:** {_noise(history)}",
+        f"- **Panel:** {panel(history)}",
         f"- **Platforms compared:** {' · '.join(platforms(history)) or 'none yet'}",
     ]
     if history.rechecks:

@@ -1,6 +1,7 @@
 """Which Node is given which Block next. Pure: `(state, presence, now) -> blocks to draw`.
 
-Every block gets a seed that nothing else used, from the study's seed and the block's number. Drawn means counted:
+Every block gets a seed that nothing else used, from the study's seed and the block's number; one for claims on a panel
+gets that of a run of the champion, which they have not run with. Drawn means counted:
 whoever draws a block commits it before anything else is asked here. It does not know what a block is evidence for.
 """
 
@@ -10,8 +11,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
 
+from coordinator.panel import FRESH_RUNS
 from coordinator.rechecks import owed as owed_recheck
 from coordinator.rechecks import wants_pair
+from coordinator.references import Cell, References, Weighing
 from coordinator.stacking import pairs_missing
 from coordinator.state import Claim, State
 from coordinator.transfer import owed
@@ -85,7 +88,8 @@ class Leases:
 
     def for_exploration(self) -> list[BlockDrawn]:
         """While ideas are being tried: what measures the noise, what confirms claims, then what checks champions."""
-        return [*self._calibrations(), *self._confirmations(), *self._rechecks(), *self._transfers()]
+        measured = [*self._calibrations(), *self._panels()]
+        return [*measured, *self._confirmations(), *self._rechecks(), *self._transfers()]
 
     def for_holdout(self, claim: Claim) -> list[BlockDrawn]:
         """A fresh Pair of an accepted claim, as the artifacts of earlier ones are gone."""
@@ -130,15 +134,19 @@ class Leases:
         for platform in platforms:
             if state.baseline_fails(platform):
                 continue
-            missing = state.calibration_runs - self._calibrating(platform)
-            for uid in self._least_used(platform)[: max(0, (missing + 1) // 2)]:
-                yield self._draw(uid, "calibrate", state.champion, [state.champion], [], fresh_seed_each=True)
+            done = len(state.calibration.get(platform, {}).get(state.champion, []))
+            yield from self._champion_runs(self._least_used(platform), state.calibration_runs - done, platform)
+
+    def _champion_runs(self, nodes: Sequence[str], missing: int, platform: str, runs: int = 2) -> Iterator[BlockDrawn]:
+        """Blocks of so many runs each on fresh seeds, until none is missing that is not on its way."""
+        champion, left = self._state.champion, missing - self._calibrating(platform)
+        for uid in nodes[: max(0, (left + runs - 1) // runs)]:
+            yield self._draw(uid, "calibrate", champion, [champion] * (runs - 1), [], fresh_seed_each=True)
 
     def _calibrating(self, platform: str) -> int:
-        """Runs of the champion that are there or on their way."""
+        """Runs of the champion that are on their way."""
         state = self._state
-        done = len(state.calibration.get(platform, {}).get(state.champion, []))
-        return done + sum(
+        return sum(
             len(drawn.fact.trials) - len(drawn.finished)
             for drawn in state.outstanding.values()
             if drawn.fact.purpose == "calibrate"
@@ -146,22 +154,72 @@ class Leases:
             and state.platform_of(drawn.fact.node) == platform
         )
 
+    # --- panels ---
+
+    def _panels(self) -> Iterator[BlockDrawn]:
+        """The champion's runs that a panel lacks, on the Nodes that have the fewest; a crash is not tried for ever.
+
+        At first two in a Block, which tells what seeds add; then singly, as the second says nothing of a drift.
+        """
+        for platform, references in self._state.references.items():
+            if not references.hopeless:
+                on = Counter(cell.node for cell in references.cells)
+                nodes = sorted(self._least_used(platform), key=lambda uid: on[uid])
+                missing, first = references.wanted() - references.fresh, references.fresh < FRESH_RUNS
+                yield from self._champion_runs(nodes, missing, platform, runs=2 if first else 1)
+
+    def _panel_comes(self, claim: Claim) -> bool:
+        """Whether a claim waits a little: the runs that it will be weighed against are being made."""
+        panel = self._state.panel_of(claim)
+        if claim.drawn or panel is None or panel.fresh >= FRESH_RUNS:
+            return False
+        return not panel.hopeless or self._calibrating(claim.platform) > 0
+
+    def _cell(self, uid: str, claim: Claim) -> Cell | None:
+        """Where the champion has run and a claim on its panel has not: the seed that the fewest candidates share.
+
+        What they have in common makes false verdicts come in clusters.
+        """
+        panel = self._panel(claim)
+        cells = panel.cells if panel is not None else ()
+        fresh = [cell for cell in cells if cell.node == uid and self._is_fresh(cell, claim)]
+        return min(fresh, key=self._shared, default=None)
+
+    def _panel(self, claim: Claim) -> References | Weighing | None:
+        """What a claim is weighed against, or will be with its first block; None where it takes Pairs."""
+        panel = self._state.panel_of(claim)
+        return claim.weighing if claim.drawn else panel if panel is not None and panel.ready else None
+
+    def _is_fresh(self, cell: Cell, claim: Claim) -> bool:
+        """Whether a claim's panel has this run of the champion, and its candidate never ran beside it."""
+        panel = self._panel(claim)
+        blocks = (self._state.blocks[self._state.block_of[cell.trial]].fact, *self._state.again.get(cell.trial, ()))
+        ran = any(claim.candidate in block.candidates for block in blocks)
+        return panel is not None and cell in panel.cells and not ran
+
+    def _shared(self, cell: Cell) -> int:
+        return sum(len(block.candidates) for block in self._state.again.get(cell.trial, ()))
+
     # --- confirmation ---
 
     def _confirmations(self) -> Iterator[BlockDrawn]:
         """Oldest claims first; each on the node that has measured it least."""
         for claim in list(self._state.open_claims.values()):
             while self._wants_pair(claim) and (uid := self._best_node(claim)) is not None:
-                claims = [claim, *self._company(claim, uid)][:SHARED_BY]
+                cell = self._cell(uid, claim)
+                claims = [claim, *self._company(claim, uid, cell)][:SHARED_BY]
                 self._in_flight.update((c.experiment, c.base) for c in claims)
                 candidates, experiments = [c.candidate for c in claims], [c.experiment for c in claims]
-                yield self._draw(uid, "confirm", claim.base, candidates, experiments)
+                yield self._draw(uid, "confirm", claim.base, candidates, experiments, cell=cell)
 
     def _wants_pair(self, claim: Claim) -> bool:
         if claim.failed or in_vain(claim) or claim.base != self._state.champion and not claim.pairs:
             return False
+        if self._panel_comes(claim):
+            return False
         missing = max(1, self._state.rule.min_pairs - len(claim.pairs))
-        allowed = missing if claim.noise.df < EARLY_DF else 1
+        early = claim.noise.df < EARLY_DF and self._panel(claim) is None  # a claim on a panel teaches the noise nothing
+        allowed = missing if early else 1
         most = pairs_missing(self._state, claim) if claim.ideas else allowed
         return self._in_flight[(claim.experiment, claim.base)] < min(allowed, most)
 
@@ -169,9 +227,24 @@ class Leases:
         free = [uid for uid in self._free if self._may_measure(uid, claim)]
         return min(
             free,
-            key=lambda uid: (claim.drawn[uid], uid == claim.node, self._state.drawn_for[uid], uid),
+            key=lambda uid: (
+                self._is_dear(uid, claim),
+                claim.drawn[uid],
+                uid == claim.node,
+                self._state.drawn_for[uid],
+                uid,
+            ),
             default=None,
         )
+
+    def _is_dear(self, uid: str, claim: Claim) -> bool:
+        """Whether a claim on a panel would cost a run of the champion there, or its spread."""
+        if self._panel(claim) is None:
+            return False
+        return not self._spreads(uid, claim) or self._cell(uid, claim) is None
+
+    def _spreads(self, uid: str, claim: Claim) -> bool:
+        return not claim.drawn[uid] or len(claim.drawn) >= min(SPREAD, self._others(claim))
 
     def _may_measure(self, uid: str, claim: Claim) -> bool:
         """On its Platform; not where the idea comes from, if there are enough others."""
@@ -181,7 +254,7 @@ class Leases:
     def _others(self, claim: Claim) -> int:
         return self._alive[claim.platform] - (self._state.platform_of(claim.node) == claim.platform)
 
-    def _company(self, first: Claim, uid: str) -> Iterator[Claim]:
+    def _company(self, first: Claim, uid: str, cell: Cell | None) -> Iterator[Claim]:
         """Claims that may share the champion's run of a block, where that does not cost them their spread."""
         seen = {first.candidate}
         for claim in self._state.open_claims.values():
@@ -189,8 +262,8 @@ class Leases:
                 continue
             if bool(claim.ideas) != bool(first.ideas):  # sets are compared with each other, so they stay together
                 continue
-            spread = not claim.drawn[uid] or len(claim.drawn) >= min(SPREAD, self._others(claim))
-            if spread and self._may_measure(uid, claim) and self._wants_pair(claim):
+            fits = self._panel(claim) is None if cell is None else self._is_fresh(cell, claim)
+            if fits and self._spreads(uid, claim) and self._may_measure(uid, claim) and self._wants_pair(claim):
                 seen.add(claim.candidate)
                 yield claim
 
@@ -225,15 +298,17 @@ class Leases:
         experiments: Sequence[str],
         *,
         fresh_seed_each: bool = False,
+        cell: Cell | None = None,
     ) -> BlockDrawn:
-        """A block with a fresh seed, its trials in random order."""
+        """A block with a fresh seed, its trials in random order; in a cell with its seed, without the reference."""
         del self._free[uid]
         self._number += 1
         name = digest("block", self._config.seed, self._config.study, self._number)
         platform = self._state.platform_of(uid)
-        order = [reference, *candidates]
+        order = [reference, *candidates] if cell is None else [*candidates]
         Random(name).shuffle(order)
-        seeds = tuple(int(digest(name, i if fresh_seed_each else 0)[:8], 16) & 0x7FFFFFFF for i in range(len(order)))
+        fresh = (int(digest(name, i if fresh_seed_each else 0)[:8], 16) & 0x7FFFFFFF for i in range(len(order)))
+        seeds = tuple(fresh) if cell is None else (cell.seed,) * len(order)
         trials = tuple(trial_id(c, s, platform, purpose, self._number) for c, s in zip(order, seeds, strict=True))
         return BlockDrawn(
             block=name,
@@ -247,4 +322,5 @@ class Leases:
             experiments=tuple(experiments),
             trials=trials,
             at=self._now,
+            reference_trial="" if cell is None else cell.trial,
         )

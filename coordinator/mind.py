@@ -7,21 +7,23 @@ ten thousand made-up nodes.
 
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from coordinator.belief import WORDS_CHARS, flaw, named
 from coordinator.briefs import Briefs
 from coordinator.ending import Ending
 from coordinator.fold import absorb
 from coordinator.holdout import Gate, asked_of, released
-from coordinator.leases import BLOCKS_IN_VAIN, Leases, Presence, in_vain, leasable, platforms_gone
+from coordinator.judging import Judge
+from coordinator.leases import Leases, Presence, leasable, platforms_gone
 from coordinator.rechecks import due_demotion, rechecked
-from coordinator.reproduction import Accepted, Undecided, decide, paired_interval, rule_for
-from coordinator.shams import judged, raised
-from coordinator.stacking import is_final, step, waits_for_rival, why_closed
+from coordinator.references import switches
+from coordinator.reproduction import paired_interval, rule_for
+from coordinator.shams import raised
+from coordinator.stacking import step, waits_for_rival
 from coordinator.state import SET_ASIDE, Claim, ClaimKey, Drawn, State
 from coordinator.transfer import awaits_check, checked
-from coordinator.verdicts import carry_accepted, carry_over, closed, verdict_of
+from coordinator.verdicts import carry_accepted
 from swarm.config import Config
 from swarm.records import (
     Admission,
@@ -39,17 +41,14 @@ from swarm.records import (
     Report,
     StudyFinished,
     Trouble,
-    Verdict,
     candidate_id,
     researcher_branch,
 )
 from swarm.scale import Scale
-from swarm.trust import level_needed, too_open
 
 PROPOSALS_HEARD = 8  # of one report; a researcher keeps two ready
 RETURN_S = 30.0  # at the end, a node whose agent died is waited for this long: starting it again takes about 5 s
 NO_NODE = "no node was ready"
-CHAMPION_BEFORE = "it was the champion before; whether it is better is for the comparison of champions"
 OVERTIME = 1.5  # of the wall time, after which the final comparison is cut short
 
 
@@ -81,7 +80,6 @@ class Mind:
         `scale` is the Task's.
         """
         self.config = config
-        self._cpu_counts = cpu_limit > 0
         self.rule = rule_for(config.decision.dial)
         self.state = State(rule=self.rule, calibration_runs=2 * config.decision.calibration_pairs, scale=scale)
         self.presence: dict[str, Presence] = {}
@@ -90,7 +88,7 @@ class Mind:
         self._briefs = Briefs(self.state, config.nodes, cpu_limit)
         self._retry_promotion_at = 0.0
         self._turn: tuple[ClaimKey, float] | None = None  # the claim that lands next, and since when
-        self._level_needed = level_needed(config)
+        self._judge = Judge(self.state, config, cpu_counts=cpu_limit > 0)
         self._end = Ending(self.state, config)
 
     # --- feeding ---
@@ -128,7 +126,10 @@ class Mind:
             return []
         self._look_at_the_end(now)
         actions: list[Action] = [*self._membership(now), *self._lost_blocks(now), *self._admissions(now)]
-        actions += [*self._verdicts(now), *self._shams(now)]
+        if self.config.decision.panel == "auto":
+            seconds = not self._judge.cpu_counts
+            actions += switches(self.state.references, self.state.nodes.values(), seconds, now)
+        actions += [*self._judge.facts(self._gone(now), now), *self._shams(now)]
         actions += [*checked(self.state, self.config.decision, now), *(self._demotion(now) or self._promotions(now))]
         if (compared := rechecked(self.state, self.config.decision, now)) is not None:
             actions.append(compared)
@@ -140,7 +141,7 @@ class Mind:
             known = self.state.nodes.get(uid)
             if presence.report.ready and (known is None or _told_anew(known, node)):
                 yield NodeJoined(node, now)
-                if refusal := self._too_open(node.sandbox, node.sandbox_level):
+                if refusal := self._judge.too_open(node.sandbox, node.sandbox_level):
                     yield Trouble(f"node {node.name}", f"it explores, and its runs decide nothing: {refusal}", now)
             silent = now - presence.heard_at
             if presence.alive and silent > self.config.nodes.lost_after_s:
@@ -192,66 +193,9 @@ class Mind:
 
     # --- verdicts and promotions ---
 
-    def _verdicts(self, now: float) -> list[Action]:
-        in_flight = {
-            (experiment, drawn.fact.reference)
-            for drawn in self.state.outstanding.values()
-            for experiment in drawn.fact.experiments
-        }
-        claims = self.state.open_claims.values()
-        told = ((claim, self._verdict(claim, claim.key in in_flight, now)) for claim in claims)
-        return [
-            judged(claim, fact, now) if claim.sham and isinstance(fact, Verdict) else fact
-            for claim, fact in told
-            if fact is not None
-        ]
-
     def _shams(self, now: float) -> Iterator[Fact]:
         if not self.stop_reason(now):
             yield from raised(self.state, self.config.decision.sham_share, now)
-
-    def _verdict(self, claim: Claim, in_flight: bool, now: float) -> Fact | None:
-        if claim.candidate in (claim.base, self.state.champion):
-            return closed(claim, "the champion already contains this idea", now)
-        if self.state.was_champion(claim.candidate):
-            return closed(claim, CHAMPION_BEFORE, now)
-        if claim.failed:
-            return closed(claim, claim.failed, now)
-        if claim.sham and claim.platform in self._gone(now):
-            return closed(replace(claim, pairs=[]), "its Platform has no nodes any more", now)  # it decided nothing
-        if claim.twin:
-            return closed(claim, f"experiment {claim.twin} comes to the same tree, and was claimed before", now)
-        if claim.ideas and (reason := why_closed(self.state, claim)):
-            return closed(claim, reason, now)
-        if claim.base != self.state.champion and not claim.pairs and not in_flight:
-            return carry_over(self.state, claim, now)
-        if not in_flight and in_vain(claim):
-            return closed(claim, f"{BLOCKS_IN_VAIN} blocks for it were lost or gave no pair", now)
-        if len(claim.pairs) == claim.weighed or claim.ideas and not is_final(self.state, claim):
-            return None
-        decision = decide([pair.gain for pair in claim.pairs], claim.noise, claim.bar, claim.rule)
-        if isinstance(decision, Undecided):
-            claim.weighed = len(claim.pairs)
-            return None
-        if isinstance(decision, Accepted) and (objection := self._too_slow(claim) or self._badly_kept(claim)):
-            return closed(claim, objection, now)
-        return verdict_of(claim, decision, now)
-
-    def _too_slow(self, claim: Claim) -> str:
-        """CPU time over the study's baseline, chained through the champion's run in each block so that load cancels."""
-        if not self._cpu_counts:
-            return ""
-        ratio = sum(p.candidate_cpu_s for p in claim.pairs) / max(1e-9, sum(p.champion_cpu_s for p in claim.pairs))
-        ratio *= self.state.cpu_ratio.get(claim.base, 1.0)
-        allowed = self.config.decision.cpu_ratio
-        return "" if ratio <= allowed else f"it takes {ratio:.2f}x the baseline's CPU time, {allowed:g}x is allowed"
-
-    def _badly_kept(self, claim: Claim) -> str:
-        """Whether a run that accepts it was less isolated than the code asks for: it may have made its own score."""
-        return self._too_open("of one of its runs", min(pair.sandbox_level for pair in claim.pairs))
-
-    def _too_open(self, sandbox: str, level: int) -> str:
-        return "" if self.config.nodes.trust_code else too_open(sandbox, level, self._level_needed)
 
     def _promotions(self, now: float) -> list[Action]:
         """Accepted claims, oldest first: landed where they were measured, else carried onto the new champion."""

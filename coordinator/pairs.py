@@ -6,6 +6,8 @@ the noise, and what a failure says of a Claim; what follows from Pairs is decide
 
 from statistics import fmean
 
+from coordinator.mixed import Run
+from coordinator.references import References
 from coordinator.reproduction import LARGEST_GAIN, Noise
 from coordinator.state import Claim, Drawn, Pair, Recheck, State, Transfer
 from swarm.records import (
@@ -27,6 +29,11 @@ def drawn(state: State, fact: BlockDrawn, at: float) -> None:
     state.leased.setdefault(fact.node, {})[fact.block] = drawn
     state.drawn_for[fact.node] += 1
     state.block_of.update(dict.fromkeys(fact.trials, fact.block))
+    if fact.reference_trial:
+        state.again.setdefault(fact.reference_trial, []).append(fact)
+    references = state.references.get(state.platform_of(fact.node))
+    if fact.purpose == "calibrate" and references is not None and references.on:
+        references.bought += len(fact.trials)
     if fact.purpose == "recheck":
         for champion in set(fact.candidates) - {fact.reference}:
             state.rechecks.setdefault((champion, fact.reference), Recheck()).drawn += 1
@@ -35,6 +42,8 @@ def drawn(state: State, fact: BlockDrawn, at: float) -> None:
         if fact.purpose == "transfer":
             state.transfers.setdefault((experiment, fact.reference), Transfer()).drawn += 1
         elif claim is not None:
+            if not claim.drawn and (panel := state.panel_of(claim)) is not None:
+                claim.weighing = panel.weighing()
             claim.drawn[fact.node] += 1
 
 
@@ -59,16 +68,30 @@ def trial(state: State, fact: TrialFinished, at: float) -> None:
     state.trials += 1
     state.trial_s += max(0.0, fact.ended_at - fact.started_at)
     state.disturbances[fact.node] = 0
+    if fact.platform in state.references:
+        state.references[fact.platform].seen += 1
     drawn = state.blocks.get(fact.block)
     if drawn is None:
         return
     drawn.finished[fact.trial] = fact
+    _refer(state, drawn.fact, fact)
     if len(drawn.finished) == len(set(drawn.fact.trials)):
         _settle(state, drawn)
     if fact.purpose == "calibrate":
         _calibrate(state, fact)
     elif fact.purpose in ("confirm", "transfer", "recheck", "final"):
         _pair_up(state, drawn, fact)
+
+
+def _refer(state: State, block: BlockDrawn, fact: TrialFinished) -> None:
+    """What a run of the champion adds to its panel."""
+    measured = _measured(fact.outcome)
+    if isinstance(measured, str) or fact.candidate != block.reference or block.purpose not in ("calibrate", "confirm"):
+        return
+    references = state.references.setdefault(fact.platform, References(state.champion))
+    if references.champion == fact.candidate:
+        score = state.gain(measured.score, 0.0)
+        references.ran(Run(fact.candidate, fact.node, fact.seed, score, fact.block), fact.trial)
 
 
 def _measured(outcome: Outcome) -> Measurement | str:
@@ -96,14 +119,15 @@ def _calibrate(state: State, fact: TrialFinished) -> None:
 
 def _pair_up(state: State, drawn: Drawn, fact: TrialFinished) -> None:
     """A pair exists as soon as both of its trials are known; its place in the evidence is that moment."""
-    champion_trial = drawn.fact.trials[drawn.fact.candidates.index(drawn.fact.reference)]
-    others = [trial for trial in drawn.fact.trials if trial != champion_trial]
+    block = drawn.fact
+    champion_trial = block.reference_trial or block.trials[block.candidates.index(block.reference)]
+    others = [trial for trial in block.trials if trial != champion_trial]
     completed = others if fact.trial == champion_trial else [fact.trial]
-    champion = drawn.finished.get(champion_trial)
+    champion = state.finished_trial(champion_trial) if block.reference_trial else drawn.finished.get(champion_trial)
     for trial in completed:
         candidate = drawn.finished.get(trial)
         if candidate is not None and champion is not None:
-            _add_pair(state, drawn.fact, candidate, champion)
+            _add_pair(state, block, candidate, champion)
 
 
 def _add_pair(state: State, block: BlockDrawn, candidate: TrialFinished, champion: TrialFinished) -> None:

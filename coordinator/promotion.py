@@ -17,7 +17,7 @@ from hashlib import sha256
 from typing import NamedTuple
 
 from coordinator.quoting import inline, quote
-from coordinator.wording import holdout
+from coordinator.wording import count, holdout
 from swarm.records import (
     Direction,
     ExperimentAdmitted,
@@ -34,6 +34,8 @@ from swarm.records import (
 )
 
 SCHEMA_VERSION = 1
+FRESH = "fresh seeds, drawn after the claim"
+FRESH_TO_IT = "seeds fresh to the candidate, drawn after the claim; the champion's runs there may be older"
 SHORT_CHANGE = 60  # characters of the hypothesis in a title; GitHub shows about 70 of a title in its lists
 _RESERVED_STUDIES = ("best", "requests")  # `swarm/best/...` could not stand beside the branch `swarm/best`
 
@@ -190,7 +192,7 @@ def title(dossier: PromotionDossier) -> str:
     """One line: the change, the mean score, the champion's on the same seeds, and on how many Pairs."""
     number, means = _decimal(dossier), _means(dossier)
     change = words_of(dossier.experiment)
-    change += f" and {_count(len(dossier.ideas) - 1, 'more idea')}" if len(dossier.ideas) > 1 else ""
+    change += f" and {count(len(dossier.ideas) - 1, 'more idea')}" if len(dossier.ideas) > 1 else ""
     difference = f"{means.candidate - means.champion:+{number}}"
     scores = f"{means.candidate:{number}} (parent {means.champion:{number}}, {difference}, n={means.pairs})"
     mark = "simplification" if dossier.verdict.claim_kind == "simplification" else "record"
@@ -266,14 +268,14 @@ def _decision(dossier: PromotionDossier) -> str:
     verdict, number = dossier.verdict, _decimal(dossier)
     effect = f"effect {verdict.effect:+{number}} (interval {verdict.low:+{number}} to {verdict.high:+{number}})"
     evidence = f"evidence {verdict.likelihood_ratio:.3g}:1 against a bar of {verdict.bar:.3g}:1"
-    size = f"noise s = {verdict.noise:.2g}, {_count(verdict.pairs, 'pair')} on {_count(verdict.nodes, 'node')}"
+    size = f"noise s = {verdict.noise:.2g}, {count(verdict.pairs, 'pair')} on {count(verdict.nodes, 'node')}"
     word = "accepted" if verdict.accepted else "rejected"
     word += " as a simplification: less code, and not worse by the margin" * (verdict.claim_kind == "simplification")
     return f"**Decision: {word}.** {effect}; {evidence}; {size}. {inline(verdict.reason, 300)}".rstrip()
 
 
 def _checks(dossier: PromotionDossier) -> str:
-    changed, nodes = _changed(dossier), _count(dossier.verdict.nodes, "node")
+    changed, nodes = _changed(dossier), count(dossier.verdict.nodes, "node")
     level = min((run.sandbox_level for run in dossier.evidence), default=0)
     alone = dossier.verdict.nodes < 2
     checks = (
@@ -282,7 +284,7 @@ def _checks(dossier: PromotionDossier) -> str:
         (not _self_reported(dossier), _scored_by(dossier)),
         (dossier.holdout is not None, _holdout(dossier)),
         (level > 0, f"sandbox level of every run: {level}" + ("" if level else ", which isolates nothing")),
-        (True, "fresh seeds, drawn after the claim; every run is listed, failed ones too"),
+        (True, f"{FRESH if not dossier.verdict.panel else FRESH_TO_IT}; every run is listed, failed ones too"),
         *_transfer_check(dossier),
         (not alone, f"confirmed on {nodes}" + (", as no other was there" if alone else "")),
     )
@@ -443,7 +445,3 @@ def _lines_changed(dossier: PromotionDossier) -> tuple[int, int]:
         for line in list(difflib.unified_diff(old.splitlines(), new.splitlines(), n=0))[2:]:
             added, removed = added + line.startswith("+"), removed + line.startswith("-")
     return added, removed
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -4,7 +4,6 @@ Says what was measured and by whom, also the bad trials, and what was not verifi
 what the facts hold; what else is to be said of it comes in as `notes`.
 """
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import get_args
@@ -27,6 +26,7 @@ from coordinator.wording import (
     noise,
     numbered,
     numbers,
+    panel,
     percent,
     platforms,
     proxy,
@@ -34,6 +34,7 @@ from coordinator.wording import (
     shams,
     steps,
     table,
+    task,
     together,
     words,
 )
@@ -73,11 +74,12 @@ def report_md(history: History, *, notes: str = "", picture: str = "progress.png
 def _head(history: History, line: Sequence[Step]) -> str:
     study = words(history.opened.study if history.opened else "no study yet")
     facts = [
-        f"- **Task:** {words(_task(history))}; `{words(history.metric)}`, {direction(history)}",
+        f"- **Task:** {words(task(history))}; `{words(history.metric)}`, {direction(history)}",
         f"- **Platform:** {' · '.join(platforms(history)) or 'none yet'}",
         f"- **Nodes:** {_nodes(history)}",
         f"- **Time:** {_time(history)}",
         f"- **Nodes busy:** {100 * history.busy:.1f} % of the time between first and last trial",
+        f"- **Panel:** {panel(history)}",
         f"- **Ended:** {_ended(history)}",
     ]
     return "\n".join([f"# Report of study {study}", "", _summary(history, line), "", *facts])
@@ -97,15 +99,6 @@ def _summary(history: History, line: Sequence[Step]) -> str:
 def _fates(history: History) -> str:
     fates = Counter(experiment.status for experiment in history.experiments)
     return ", ".join(f"{number} {status}" for status, number in fates.most_common()) or "none was admitted"
-
-
-def _task(history: History) -> str:
-    """The task folder as the frozen configuration names it."""
-    try:
-        task = json.loads(history.opened.config).get("task", "") if history.opened else ""
-    except (ValueError, AttributeError):  # a ledger from elsewhere; the page is still worth having
-        task = ""
-    return str(task) or "unknown"
 
 
 def _nodes(history: History) -> str:

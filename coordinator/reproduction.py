@@ -325,25 +325,33 @@ def paired_interval(gains: Sequence[float], confidence: float = 0.95) -> Interva
 
 def _settle(gains: Sequence[float], noise: Noise, bar: float, rule: Rule) -> Decision:
     """The Decision on exactly these gains, whatever their beginnings said."""
-    believed, n = _believed(rule, noise), len(gains)
+    believed = _believed(rule, noise)
     interval = moderated_interval(gains, noise.sd, believed.d0)
     ratio = likelihood_ratio([gain / noise.sd for gain in gains], believed)
-    question = f" that it loses less than {-rule.null * noise.sd:.3g}" if rule.null else ""
-    found = f"{_described(gains, interval)}, evidence {ratio:.3g}:1{question}"
+    return settled(ratio, interval, _described(gains, interval), noise.sd, bar, rule)
+
+
+def settled(
+    ratio: float, interval: Interval, described: str, s: float, bar: float, rule: Rule, unit: str = "pair"
+) -> Decision:
+    """The Decision where `interval.n` Pairs, or runs on a panel, came to this likelihood ratio."""
+    n = interval.n
+    question = f" that it loses less than {-rule.null * s:.3g}" if rule.null else ""
+    found = f"{described}, evidence {ratio:.3g}:1{question}"
     if ratio <= rule.reject_below:
         told = f"rejected: {found}, and {rule.reject_below:g}:1 or less ends it"
-        return Rejected(interval.mean, interval, ratio, bar, noise.sd, told)
+        return Rejected(interval.mean, interval, ratio, bar, s, told)
     # The clip hides how bad a wild run was: what lost more than it gained is not accepted, whatever the ratio says.
-    if ratio >= bar and n >= rule.min_pairs and interval.mean > rule.null * noise.sd:
+    if ratio >= bar and n >= rule.min_pairs and interval.mean > rule.null * s:
         told = f"accepted: {found} against a bar of {bar:.3g}"
         effect = interval.mean * (SHRINKAGE if interval.mean > 0.0 else 1.0)  # a simplification's loss is told whole
-        return Accepted(effect, interval, ratio, bar, noise.sd, told)
+        return Accepted(effect, interval, ratio, bar, s, told)
     if n >= rule.max_pairs:
-        told = f"rejected: {found} against a bar of {bar:.3g}, and {n} pairs are the most"
-        return Rejected(interval.mean, interval, ratio, bar, noise.sd, told)
+        told = f"rejected: {found} against a bar of {bar:.3g}, and {n} {unit}s are the most"
+        return Rejected(interval.mean, interval, ratio, bar, s, told)
     more = max(1, rule.min_pairs - n)
-    told = f"undecided: {found} against a bar of {bar:.3g}, {more} more {'pair' if more == 1 else 'pairs'} to run"
-    return Undecided(interval.mean, interval, ratio, bar, noise.sd, told, more)
+    told = f"undecided: {found} against a bar of {bar:.3g}, {more} more {unit if more == 1 else unit + 's'} to run"
+    return Undecided(interval.mean, interval, ratio, bar, s, told, more)
 
 
 def _believed(rule: Rule, noise: Noise) -> Rule:
@@ -370,12 +378,12 @@ def moderated_interval(gains: Sequence[float], prior_sd: float, prior_df: int, c
         return Interval(0.0, -math.inf, math.inf, 0)
     mean = math.fsum(gains) / n
     sum_squares = prior_df * prior_sd * prior_sd + math.fsum((gain - mean) ** 2 for gain in gains)
-    half = _t_quantile(df, confidence) * math.sqrt(sum_squares / df / n)
+    half = t_quantile(df, confidence) * math.sqrt(sum_squares / df / n)
     return Interval(mean, mean - half, mean + half, n)
 
 
 @cache  # a campaign asks for a few dozen of them, thousands of times
-def _t_quantile(df: int, confidence: float) -> float:
+def t_quantile(df: int, confidence: float) -> float:
     """The t for which a Student t with `df` degrees of freedom lies within -t..t with this probability."""
     low, high = 0.0, math.pi / 2
     for _ in range(60):  # halves the range below the spacing of doubles

@@ -368,14 +368,14 @@ class Service:
             found=found,
             champion=state.champion,
             undone=undone_by(state, found),
-            evidence=tuple(state.blocks[state.block_of[trial]].finished[trial] for trial in found.evidence),
+            evidence=tuple(map(state.finished_trial, found.evidence)),
             files=state.files[found.ancestor],
         )
 
     def _dossier(self, claim: Claim, number: int) -> PromotionDossier:
         state = self.mind.state
         assert state.opened is not None and claim.verdict is not None
-        trials = [state.blocks[state.block_of[trial]].finished[trial] for trial in claim.verdict.evidence]
+        trials = [state.finished_trial(trial) for trial in claim.verdict.evidence]
         absorbed = self._absorbed(claim)
         admitted = absorbed[0].experiment if absorbed else state.experiments[claim.experiment].admitted
         told_of = {trial.node for trial in trials} | {admitted.node} | {idea.experiment.node for idea in absorbed}

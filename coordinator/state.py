@@ -8,6 +8,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from coordinator.mixed import Run
+from coordinator.references import PAIRS_DF, References, Weighing
 from coordinator.reproduction import Campaign, Noise, Rule
 from swarm.records import (
     BlockDrawn,
@@ -40,7 +42,10 @@ ClaimKey = tuple[str, str]
 
 
 class Pair(NamedTuple):
-    """One fresh seed, candidate and champion in one block. Positive gain: the candidate is better."""
+    """One seed that is fresh to the candidate, and both on one node. Positive gain: the candidate is better.
+
+    In one block, but for a Claim on the panel: there the champion's run may be one of an earlier block.
+    """
 
     gain: float
     candidate_cpu_s: float
@@ -73,6 +78,7 @@ class Claim:
     ideas: tuple[str, ...] = ()  # of a set of accepted ideas: their experiments, in the order in which they land
     pairs: list[Pair] = field(default_factory=list)
     drawn: Counter[str] = field(default_factory=Counter)  # node -> blocks that it was given for this claim
+    weighing: Weighing | None = field(default=None, compare=False)  # on the panel; fixed with the first of them
     failed: str = ""  # why the candidate failed on a fresh seed, if it did
     counted: bool = False  # its idea was accepted on an earlier champion, and moved the base rate then
     killed: int = 0  # of the candidate's runs; by whom, nobody can know
@@ -84,6 +90,11 @@ class Claim:
     @property
     def key(self) -> ClaimKey:
         return (self.experiment, self.base)
+
+    @property
+    def against(self) -> int:
+        """Runs of the champion that it is weighed against on the panel; 0: each Pair by itself."""
+        return len(self.weighing.panel.runs) if self.weighing is not None else 0
 
     @property
     def awaits_holdout(self) -> bool:
@@ -190,6 +201,8 @@ class State:
     calibration: dict[str, dict[str, list[Measurement]]] = field(default_factory=dict)  # platform -> candidate -> runs
     baseline_failures: dict[str, list[str]] = field(default_factory=dict)  # by platform
     noise: dict[str, Noise] = field(default_factory=dict)  # by platform
+    references: dict[str, References] = field(default_factory=dict)  # by platform
+    again: dict[str, list[BlockDrawn]] = field(default_factory=dict)  # a champion's trial -> blocks that used it again
     baseline_cpu_s: dict[str, float] = field(default_factory=dict)  # by platform
     cpu_ratio: dict[str, float] = field(default_factory=dict)  # champions' CPU time over the baseline's
     campaign: Campaign = field(default_factory=Campaign)
@@ -259,6 +272,32 @@ class State:
         """Why a Platform cannot be calibrated; empty while that is not certain."""
         failures = self.baseline_failures.get(platform, [])
         return failures[-1] if len(failures) >= BASELINE_FAILURES else ""
+
+    def finished_trial(self, trial: str) -> TrialFinished:
+        """A leased trial that is known to have ended."""
+        return self.blocks[self.block_of[trial]].finished[trial]
+
+    def runs_of(self, claim: Claim) -> list[Run]:
+        """What its candidate scored, oriented so that more is better, in the order in which its Pairs came to be."""
+        finished = [self.finished_trial(pair.candidate_trial) for pair in claim.pairs]
+        measured = [(one, one.outcome) for one in finished if isinstance(one.outcome, Measurement)]
+        name = f"claim {claim.experiment} {claim.base}"  # its candidate may be champion one day, whose runs are others
+        return [Run(name, one.node, one.seed, self.gain(found.score, 0.0)) for one, found in measured]
+
+    def noise_of(self, platform: str) -> Noise | None:
+        """What is known of s there: while its panel is on, from Pairs alone; None before it is calibrated."""
+        references = self.references.get(platform)
+        on = references is not None and references.on and references.noise.df >= PAIRS_DF
+        return references.noise if references is not None and on else self.noise.get(platform)
+
+    def panel_of(self, claim: Claim) -> References | None:
+        """The champion's runs that a claim without a block is for, once there are enough; None where it takes Pairs.
+
+        Sets and simplifications always do: on a panel they were not simulated.
+        """
+        references = self.references.get(claim.platform)
+        fits = references is not None and references.on and references.champion == claim.base
+        return references if fits and claim.kind == "gain" and not claim.ideas else None
 
     def platform_of(self, node: str) -> str:
         """Id of the Platform that a node last joined with; empty for a stranger."""

@@ -39,14 +39,15 @@ def _verdict(claim: Claim, decision: Accepted | Rejected, reason: str, now: floa
         high=decision.interval.high if finite else 0.0,
         pairs=len(claim.pairs),
         likelihood_ratio=decision.likelihood_ratio,
-        bar=claim.bar,
-        noise=claim.noise.sd,
+        bar=decision.bar,
+        noise=decision.sd,
         evidence=trials,
         nodes=len({pair.node for pair in claim.pairs}),
         reason=reason,
         at=now,
         claim_kind=claim.kind,
         after_demotion=claim.after_demotion,
+        panel=claim.against if claim.pairs else 0,
     )
 
 
@@ -54,7 +55,8 @@ def _where(claim: Claim) -> str:
     nodes = {pair.node for pair in claim.pairs}
     own = ", the proposer's own among them" if claim.node in nodes else ""
     few = " (three other nodes were not there)" if len(nodes - {claim.node}) < 3 else ""
-    return f"; confirmed on {len(nodes)} node{'s' if len(nodes) > 1 else ''}{own}{few}"
+    panel = f"; the panel holds {claim.against} runs of the champion" if claim.against else ""
+    return f"{panel}; confirmed on {len(nodes)} node{'s' if len(nodes) > 1 else ''}{own}{few}"
 
 
 def carry_over(state: State, claim: Claim, now: float) -> Fact:

@@ -4,6 +4,7 @@ Pure. Knows nothing of which page it serves, of files or of a forge. Words from 
 through `words`, wherever they are shown.
 """
 
+import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
@@ -11,6 +12,7 @@ from math import floor, isfinite, log10
 from statistics import fmean, stdev
 from typing import NamedTuple
 
+from coordinator.panel import RUNS_BEFORE_TRUST, SURPRISES_BEFORE_TRUST
 from coordinator.quoting import inline
 from coordinator.reproduction import Noise
 from swarm.experiment import lines_changed
@@ -247,6 +249,38 @@ def shams(history: History) -> str:
     """What the chain made of edits that change nothing."""
     accepted = sum(sham.verdict.accepted for sham in history.shams)
     return f"{len(history.shams)} tried, {accepted} accepted"
+
+
+def panel(history: History) -> str:
+    """Whether claims are weighed on the panel of the champion's runs on the home Platform, or why not."""
+    home = history.home_platform
+    verdicts = [verdict for experiment in history.experiments for verdict in experiment.verdicts]
+    weighed = f"; {sum(v.panel > 0 for v in verdicts)} of {count(len(verdicts), 'verdict')} rest on it"
+    last = next((switch for switch in reversed(history.switches) if switch.platform == home), None)
+    if last is not None:
+        return f"{'on' if last.on else 'off'} since {date(last.at)} UTC: {last.reason}{weighed}"
+    if _setting(history, "decision", "panel") == "off":
+        return 'off: decision.panel = "off"'
+    seen = sum(trial.platform == home for trial in history.trials.values())
+    needed = f"{RUNS_BEFORE_TRUST} trials, {SURPRISES_BEFORE_TRUST} of them foretold by earlier ones"
+    return f"off: it cannot be judged before {needed}, and pairs that tell the noise; {count(seen, 'trial')} so far"
+
+
+def _setting(history: History, *path: str) -> object:
+    """A value of the frozen configuration; None where there is none."""
+    found: object = None
+    try:
+        found = json.loads(history.opened.config) if history.opened else None
+    except ValueError:  # a ledger from elsewhere; the page is still worth having
+        return None
+    for key in path:
+        found = found.get(key) if isinstance(found, dict) else None
+    return found
+
+
+def task(history: History) -> str:
+    """The task folder as the frozen configuration names it."""
+    return str(_setting(history, "task") or "unknown")
 
 
 def recheck(history: History, found: ChampionRechecked) -> str:

@@ -260,7 +260,7 @@ class Agent:
         with self.work:
             lease = self._leases[lease.block.id] = lease._replace(begun=True)
         for spec in lease.block.trials:
-            keeps = spec.purpose == "confirm" and workshop.task.score == "answers"
+            keeps = spec.purpose in ("calibrate", "confirm") and workshop.task.score == "answers"
             run = self._run(spec, run_trial, workshop=workshop, keep=self._kept.place(spec) if keeps else None)
             self._last_log = run.log
             with self.work:

@@ -1,4 +1,4 @@
-"""Artifacts of confirmation Trials, on the node's disk until the coordinator says that nobody will ask for them.
+"""Artifacts of the champion's and the candidates' leased Trials, on the node's disk until nobody will ask for them.
 
 Owns their folder, its bounds, and the answers about them, which stay in memory: a score on the holdout is written down
 nowhere. It does not know of Claims, or why a Trial is asked about.

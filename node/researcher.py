@@ -13,7 +13,7 @@ from typing import ClassVar, NamedTuple
 
 from pydantic import ConfigDict
 
-from node.screening import claimable, reason, simplifies
+from node.screening import claimable, level, reason, simplifies
 from node.trial import TrialRun
 from swarm.errors import ProposalError
 from swarm.merge import MergeConflict, merge_files
@@ -42,8 +42,6 @@ from swarm.source import idea_hash
 AHEAD = 2  # proposals kept ready: one runs next, one covers a refusal
 MAX_ATTEMPTS = 3  # of a trial that the machinery disturbed
 LARGEST = 1e100  # a gain beyond it is no gain; the difference of two finite scores need not be finite
-
-
 MOVED = "the branch moved before it was judged; carried onto the new tip where that is possible"
 
 
@@ -244,8 +242,9 @@ class Researcher:
             return []
         memory = self.memory
         self._update(admitted=tuple(p for p in memory.admitted if p.idea != proposal.idea))
-        gain = self._gain(score, memory.tip_score)
-        over = self._gain(score, memory.champion_score)
+        champion = self._champion()
+        gain = self._gain(score, champion if memory.tip == memory.champion else memory.tip_score)
+        over = self._gain(score, champion)
         better = gain is not None and gain > 0
         kept = better or simplifies(proposal.files, memory.tip_files, over, self.brief)
         told = reason(outcome, better=better, kept=kept)
@@ -280,7 +279,7 @@ class Researcher:
 
     def _claim_if_due(self, now: float) -> list[Fact]:
         memory, brief = self.memory, self.brief
-        gain = self._gain(memory.tip_score, memory.champion_score)
+        gain = self._gain(memory.tip_score, self._champion())
         if brief is None or memory.claim or gain is None or memory.tip == memory.champion:
             return []
         kind = claimable(memory.tip_files, brief, gain)
@@ -289,6 +288,9 @@ class Researcher:
         self._update(claim=memory.tip_experiment, claimed=(*memory.claimed, memory.tip_experiment))
         claimed = memory.tip_experiment, memory.tip, memory.champion
         return [ClaimRaised(*claimed, memory.node, memory.branch, gain, now, kind)]
+
+    def _champion(self) -> float | None:
+        return level(self.memory.champion_score, self.memory.champion, self.brief)
 
     def _close_claim(self, verdicts: Mapping[str, str], now: float) -> list[Fact]:
         verdict = verdicts.get(self.memory.claim, "")

@@ -27,6 +27,13 @@ def claimable(tip: Files, brief: Brief, gain: float) -> ClaimKind | None:
     return "gain" if gain > brief.screen_margin * brief.noise else None
 
 
+def level(own: float | None, champion: str, brief: Brief | None) -> float | None:
+    """What the champion scores on this node's seed: its one run here, drawn towards what many runs foretell."""
+    if own is None or brief is None or brief.foretold is None or brief.champion != champion:
+        return own
+    return brief.foretold + brief.own_weight * (own - brief.foretold)
+
+
 def reason(outcome: Measurement | Failure, *, better: bool, kept: bool) -> str:
     """What is said of a screening."""
     if isinstance(outcome, Failure):

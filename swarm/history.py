@@ -33,6 +33,7 @@ from swarm.records import (
     NodeInfo,
     NodeJoined,
     NodeLost,
+    PanelSwitched,
     Platform,
     Promotion,
     ProposalRefused,
@@ -76,6 +77,7 @@ class History:
     demotions_vetoed: tuple[DemotionVetoed, ...]
     shams: tuple[ShamJudged, ...]
     """Sham edits that the chain has judged; those of which no pair had run say nothing, and are left out."""
+    switches: tuple[PanelSwitched, ...]
     trials: Mapping[str, TrialFinished]
     blocks: Mapping[str, BlockDrawn]
     nodes: Mapping[str, NodeInfo]
@@ -242,6 +244,7 @@ def history(facts: Iterable[Fact]) -> History:
         demotions=only(told, Demotion),
         demotions_vetoed=only(told, DemotionVetoed),
         shams=tuple(sham for sham in only(told, ShamJudged) if sham.verdict.pairs),
+        switches=only(told, PanelSwitched),
         trials={fact.trial: fact for fact in only(told, TrialFinished)},
         blocks={fact.block: fact for fact in only(told, BlockDrawn)},
         nodes={fact.node.uid: fact.node for fact in joined},

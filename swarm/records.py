@@ -305,6 +305,7 @@ class BlockDrawn:
     experiments: tuple[str, ...]  # the ideas confirmed here; empty for calibration and final
     trials: tuple[str, ...]
     at: float
+    reference_trial: str = ""  # of an earlier block with this seed on this node; the reference does not run here again
     kind: Literal["block_drawn"] = "block_drawn"
 
     @property
@@ -496,11 +497,30 @@ class Verdict:
     claim_kind: ClaimKind = "gain"
     after_demotion: int = 0  # as of the Carried that it answers; 0 for a claim that a node raised
     to_port: bool = False  # in conflict with a champion that had moved; its author is asked to write it anew
+    panel: int = 0  # runs of the champion that it was weighed against; 0: each pair by itself
     kind: Literal["verdict"] = "verdict"
 
     @property
     def key(self) -> str:
         return f"verdict:{self.experiment}:{self.base}{_again(self.after_demotion)}"
+
+
+@dataclass(frozen=True)
+class PanelSwitched:
+    """Whether claims on a Platform may be weighed on the panel of the champion's runs; they take pairs before."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+    platform: str
+    number: int  # of the switches of this Platform, from 1
+    on: bool
+    surprises: int  # runs of champions that were foretold from those before them
+    reason: str
+    at: float
+    kind: Literal["panel_switched"] = "panel_switched"
+
+    @property
+    def key(self) -> str:
+        return f"panel:{self.platform}:{self.number}"
 
 
 @dataclass(frozen=True)
@@ -766,6 +786,7 @@ Fact = Annotated[
     | Stacked
     | Interaction
     | Verdict
+    | PanelSwitched
     | ShamRaised
     | ShamJudged
     | HoldoutAnswered
@@ -826,6 +847,8 @@ class Brief:
     explore: bool  # False near the end: confirmations and the final comparison only
     margin: float = 0.0  # in units of s; what a tip with less code may lose and still be claimed
     to_port: tuple[ToPort, ...] = ()  # oldest first
+    foretold: float | None = None  # the champion's score on this node and a fresh seed, says the panel of its runs
+    own_weight: float = 1.0  # of this node's own run of the champion against that; 1: it alone counts
 
 
 @dataclass(frozen=True)

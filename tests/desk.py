@@ -203,7 +203,7 @@ class Desk:
             given = scores.get(candidate, default)
             outcome = seeded(block, place, given)
             finished.append(trial_of(block, place, outcome, self.now))
-            if block.purpose == "confirm":
+            if block.purpose in ("calibrate", "confirm"):
                 there = seeded(block, place, self.holdout.get(candidate, given))
                 self.vault.setdefault(block.node, {})[block.trials[place]] = there
         before = len(self.facts)

@@ -45,6 +45,7 @@ from swarm.source import idea_hash
 from swarm.task import load_task
 
 PLATFORM = Platform("simulated", "none", "none", "1 token")
+START = 1_000_000.0
 TRIAL_S = 8.0
 ADMISSION_GRACE_S = 20.0
 PAGES_EVERY_S = 500.0  # drawing the picture costs more than simulating the study
@@ -72,8 +73,9 @@ class World:
     crash: frozenset[str] = frozenset()  # switches that crash
     too_large: frozenset[str] = frozenset()  # switches that crash at the larger scale
     ideas: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # node -> the switches it thinks of; else all
+    nodes: Callable[[str, float], float] = lambda name, now: 0.0  # what a node adds to its scores
     seeds: bool = False  # the script sets its seed, so that a sham can be made of it
-    now: float = 1_000_000.0
+    now: float = START
     seen_through: set[str] = field(default_factory=set)  # switches whose luck is over
 
     def clock(self) -> float:
@@ -229,7 +231,10 @@ class SimulatedNode:
         assert self.current is not None
         spec, block, ends = self.current
         self.current = None
-        run = TrialRun(self.world.outcome(spec), ends - TRIAL_S, ends, "log")
+        outcome = self.world.outcome(spec)
+        if isinstance(outcome, Measurement):
+            outcome = replace(outcome, score=outcome.score + self.world.nodes(self.name, ends))
+        run = TrialRun(outcome, ends - TRIAL_S, ends, "log")
         fact = TrialFinished(
             spec.id, spec.candidate, spec.experiment, spec.seed, spec.purpose, self.info.uid, PLATFORM.id, 2,
             block.id if block else "", block.fence if block else 0, run.started_at, run.ended_at, run.outcome, run.log,
@@ -239,7 +244,7 @@ class SimulatedNode:
             self._keep([fact, *self.researcher.finished(spec, run, ends)])
         else:
             self.leases[block.id][1].pop(0)
-            if spec.purpose == "confirm" and isinstance(run.outcome, Measurement):
+            if spec.purpose in ("calibrate", "confirm") and isinstance(run.outcome, Measurement):
                 self.kept[spec.id] = spec
             self._keep([fact])
 

@@ -169,7 +169,7 @@ def test_simulate_tells_each_rule(tmp_path: Path) -> None:
     said = swarm(tmp_path, "simulate", "decisions", "--campaigns", "2", "--proposals", "100", "--json")
     assert said.code == 0
     rules = json.loads(said.out)
-    assert list(rules) == ["the swarm, standard", "greedy keep", "t test, 5 pairs"]
+    assert list(rules) == ["the swarm, standard", "on a panel, standard", "greedy keep", "t test, 5 pairs"]
     assert rules["greedy keep"]["runs_per_proposal"] == 1.0
     assert rules["t test, 5 pairs"]["runs_per_proposal"] == 10.0
 

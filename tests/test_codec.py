@@ -62,7 +62,7 @@ def records(kind: type) -> st.SearchStrategy[Any]:
 
 
 def test_the_facts_under_test_are_all_there_are() -> None:
-    assert len(KINDS) == 27
+    assert len(KINDS) == 30
     assert len({kind.__dataclass_fields__["kind"].default for kind in KINDS}) == len(KINDS)  # type: ignore[attr-defined]
     assert Union[KINDS] == get_args(Fact)[0]  # noqa: UP007  # a union from a tuple
 

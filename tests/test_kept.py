@@ -180,10 +180,11 @@ def until(agent: Agent, orders: Orders, holds: Callable[[Report], object]) -> Re
 
 def test_an_agent_keeps_answers_when_asked_and_lets_go_when_released(agent: Agent, tmp_path: Path) -> None:
     until(agent, Orders(1), lambda report: report.ready)
-    own = replace(confirming("own"), purpose="screen")
-    block = Block("block-1", 1, (confirming("one"), replace(own, id="two")))
-    finished = until(agent, Orders(1, blocks=(block,)), lambda report: len(report.facts) == 2)
-    assert finished.kept == ("one",) and not finished.holdout, "a screening leaves nothing, and nobody has asked"
+    own, champion = replace(confirming("two"), purpose="screen"), replace(confirming("three"), purpose="calibrate")
+    block = Block("block-1", 1, (confirming("one"), own, champion))
+    finished = until(agent, Orders(1, blocks=(block,)), lambda report: len(report.facts) == 3)
+    assert finished.kept == ("one", "three"), "a screening leaves nothing"
+    assert not finished.holdout, "nobody has asked"
     trial = next(fact for fact in finished.facts if isinstance(fact, TrialFinished) and fact.trial == "one")
     assert isinstance(trial.outcome, Measurement)
     told = until(agent, Orders(1, holdout={"one": trial.outcome.artifact}), lambda report: report.holdout)
@@ -194,5 +195,5 @@ def test_an_agent_keeps_answers_when_asked_and_lets_go_when_released(agent: Agen
     written = b"".join(path.read_bytes() for path in (tmp_path / "home").rglob("*") if path.is_file())
     assert struct.pack(">d", trial.outcome.score) in written
     assert struct.pack(">d", answer.score) not in written, "nor written down anywhere"
-    gone = until(agent, Orders(1, release=("one",)), lambda report: not report.kept)
+    gone = until(agent, Orders(1, release=("one", "three")), lambda report: not report.kept)
     assert not gone.holdout

@@ -82,6 +82,8 @@ def test_the_leaderboard_of_a_finished_study() -> None:
 the end: +0.0250 [+0.0161, +0.0339]
 - **Noise:** s = 0.0061, the sd of a paired gain (calibration on the baseline, moved since by the spread within closed \
 confirmations)
+- **Panel:** off: it cannot be judged before 100 trials, 40 of them foretold by earlier ones, and pairs that tell the \
+noise; 31 trials so far
 - **Platforms compared:** cpu, 1 thread; torch 2.13.0+cpu, python 3.11; 204800 tokens
 
 ## Frontier

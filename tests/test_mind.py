@@ -34,6 +34,7 @@ from swarm.records import (
     Failure,
     NodeJoined,
     NodeLost,
+    PanelSwitched,
     Promotion,
     Proposal,
     ProposalRefused,
@@ -751,7 +752,7 @@ class Interleaving:
         uid = self.draw(st.sampled_from(sorted(self.ideas)))
         verb = self.draw(
             st.sampled_from(
-                ["work", "work", "work", "work", "propose", "claim", "claim", "nonsense", "move", "vanish", "quiet"]
+                ["work"] * 4 + ["propose", "claim", "claim", "nonsense", "move", "vanish", "quiet", "switch"]
             )
         )
         getattr(self, verb)(uid)
@@ -809,6 +810,13 @@ class Interleaving:
     def quiet(self, uid: str) -> None:
         self.say(uid, drained=True)
 
+    def switch(self, uid: str) -> None:
+        """The panel of a Platform is trusted, or no longer."""
+        for platform, references in self.desk.state.references.items():
+            number, on = len(references.switches) + 1, self.draw(st.booleans())
+            self.desk.commit([PanelSwitched(platform, number, on, 40, "", self.desk.now)])
+        self.desk.think()
+
     def say(self, uid: str, **changes: object) -> None:
         self.desk.report(self.desk.heard(uid, **changes))
 
@@ -822,6 +830,9 @@ def test_whatever_happens_the_mind_comes_to_rest_and_its_ledger_tells_the_same(d
     desk = story.desk
     again = desk.replayed()
     assert again.state == desk.state
+    assert {key: claim.against for key, claim in again.state.claims.items()} == {
+        key: claim.against for key, claim in desk.state.claims.items()
+    }
     assert len(desk.of(StudyFinished)) <= 1
     open_keys = {key for key, claim in desk.state.claims.items() if claim.verdict is None}
     assert open_keys == set(desk.state.open_claims)

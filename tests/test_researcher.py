@@ -441,3 +441,27 @@ def test_a_refuted_simplification_leaves_the_branch_on_the_champion() -> None:
     lab = screened(SHORT, 0.0)
     lab.hear(replace(lab.last, version="2", verdicts={lab.claims()[0].experiment: "rejected: it lost too much"}))
     assert lab.memory.tip == candidate_id(BASELINE)
+
+
+# --- a panel ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("foretold", "own_weight", "gain"), [(None, 1.0, None), (2.0, 0.1, 0.025), (2.0, 1.0, None)])
+def test_a_lucky_run_of_the_champion_hides_no_idea_where_many_runs_are_known(
+    foretold: float | None, own_weight: float, gain: float | None
+) -> None:
+    lab = Lab()
+    lab.hear(lab.brief(foretold=foretold, own_weight=own_weight))
+    lab.run(measured(1.95))
+    lab.offer(A1)
+    lab.run(measured(1.97))
+    assert [claim.gain for claim in lab.claims()] == ([] if gain is None else [pytest.approx(gain)])
+
+
+def test_what_is_foretold_of_another_champion_is_not_used() -> None:
+    lab = at_work()
+    lab.mind.brief = lab.brief(A1, foretold=5.0, own_weight=0.0)  # as it was heard before a restart
+    lab.offer(B1)
+    lab.run()
+    (fact,) = (fact for fact in lab.facts if isinstance(fact, Screened))
+    assert fact.gain_over_champion == pytest.approx(0.004)

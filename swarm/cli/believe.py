@@ -17,6 +17,8 @@ from rich.console import Console
 from rich.table import Table
 
 from coordinator.campaigns import PROBED_SD, PROPOSALS, Tally, World, believe, five_pairs_each, keep_greedily
+from coordinator.panel import rule_on_panel
+from coordinator.panel_campaigns import believe_on_panel
 from coordinator.reproduction import (
     LARGEST_GAIN,
     RELATIVE_FLOOR,
@@ -66,12 +68,16 @@ def decisions(
 ) -> None:
     """Replay campaigns of known truth under the configured rule, beside two rival rules.
 
-    Of the edits 35 % do harm and the rest that is not good does nothing. Gains are in sd of a single run.
+    Of the edits 35 % do harm and the rest that is not good does nothing. Gains are in sd of a single run. On a panel:
+    in pairs until the reference panel may be trusted, and on it from then on.
     """
     dial = load_config(config, overrides).decision.dial
     world = World("asked for", good=good, correlation=correlation)
     tallies = {
         f"the swarm, {dial}": believe(world, rule_for(dial), campaigns=campaigns, seed=seed, proposals=proposals),
+        f"on a panel, {dial}": believe_on_panel(
+            world, rule_for(dial), rule_on_panel(dial), campaigns=campaigns, seed=seed, proposals=proposals
+        ),
         "greedy keep": keep_greedily(world, campaigns=campaigns, seed=seed, proposals=proposals),
         "t test, 5 pairs": five_pairs_each(world, campaigns=campaigns, seed=seed, proposals=proposals),
     }

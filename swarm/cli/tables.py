@@ -20,6 +20,7 @@ from coordinator.wording import (
     duration,
     holdout,
     numbers,
+    panel,
     proxy,
     shams,
     steps,
@@ -73,6 +74,7 @@ def _answers(name: str, told: History) -> Iterator[tuple[str, str]]:
     yield "nodes", _nodes(told)
     if proxy_health(told).claims:
         yield "screening", proxy(told)
+    yield "panel", panel(told)
     if told.shams:
         yield "shams", f"{shams(told)}; edits that change nothing, to audit the chain"
     yield "cost", _cost(told)

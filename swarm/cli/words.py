@@ -18,6 +18,7 @@ from swarm.records import (
     Measurement,
     NodeJoined,
     NodeLost,
+    PanelSwitched,
     Promotion,
     PromotionVetoed,
     ProposalRefused,
@@ -102,7 +103,8 @@ class Teller:
                 return f"claim   {self._experiment(fact.experiment)} {does} the champion: {fact.gain:+.4f} on one seed"
             case BlockDrawn() if fact.experiments:
                 ideas = ", ".join(map(self._about, fact.experiments))
-                return f"{fact.purpose} {ideas} on fresh seed {fact.seeds[0]} at {self._node(fact.node)}"
+                alone = ", against a run of the champion on it" if fact.reference_trial else ""
+                return f"{fact.purpose} {ideas} on fresh seed {fact.seeds[0]}{alone} at {self._node(fact.node)}"
             case Carried():
                 return (
                     f"carried {self._experiment(fact.experiment)} onto champion {fact.onto[:8]}; to be confirmed there"
@@ -117,6 +119,8 @@ class Teller:
                 word = "accepted" if fact.accepted else "rejected"
                 why = fact.reason.removeprefix(f"{word}: ")
                 return f"{word.upper() if fact.accepted else word} {self._experiment(fact.experiment)}: {why}"
+            case PanelSwitched():
+                return f"panel {'ON' if fact.on else 'off'}: {fact.reason}"
             case ShamRaised():
                 self._shams[fact.name] = fact.number
                 return (
