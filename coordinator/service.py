@@ -12,18 +12,15 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
-from coordinator import demotions
 from coordinator.belief import Border
+from coordinator.dossiers import checks_at_scale, demotion_dossier, promotion_dossier
 from coordinator.forges import Forge, Opened, Request
 from coordinator.handout import piece_of
 from coordinator.lineage import Lineage
 from coordinator.mind import Action, Demote, Mind, Promote
 from coordinator.press import LEADERBOARD, pages
-from coordinator.promotion import Absorbed, PromotionDossier, transfer_json, transfer_path
 from coordinator.rechecks import undone_by
 from coordinator.roster import Roster
-from coordinator.stacking import landing_trees
-from coordinator.state import Claim, Transfer
 from swarm.cluster import Cluster
 from swarm.codec import pack
 from swarm.config import Config
@@ -316,7 +313,7 @@ class Service:
     def _promote(self, action: Promote) -> list[Fact]:
         """Land a claim; every step may be repeated after a kill, names and commits are deterministic."""
         claim = self.mind.state.claims[action.claim]
-        request = self.lineage.request(self._dossier(claim, action.number))
+        request = self.lineage.request(promotion_dossier(self.mind.state, claim, action.number, self.study.task.frozen))
         try:
             opened = self._land(request)
         except RequestClosed as veto:
@@ -330,7 +327,7 @@ class Service:
     def _demote(self, action: Demote) -> list[Fact]:
         """Land the tree of an earlier champion; likewise."""
         found, undone = action.found, undone_by(self.mind.state, action.found)
-        request = self.lineage.demotion(self._demotion(action))
+        request = self.lineage.demotion(demotion_dossier(self.mind.state, found, action.number))
         try:
             opened = self._land(request)
         except RequestClosed as veto:
@@ -359,50 +356,6 @@ class Service:
             return None
         return opened
 
-    def _demotion(self, action: Demote) -> demotions.Dossier:
-        state, found = self.mind.state, action.found
-        assert state.opened is not None
-        return demotions.Dossier(
-            study=state.opened,
-            number=action.number,
-            found=found,
-            champion=state.champion,
-            undone=undone_by(state, found),
-            evidence=tuple(map(state.finished_trial, found.evidence)),
-            files=state.files[found.ancestor],
-        )
-
-    def _dossier(self, claim: Claim, number: int) -> PromotionDossier:
-        state = self.mind.state
-        assert state.opened is not None and claim.verdict is not None
-        trials = [state.finished_trial(trial) for trial in claim.verdict.evidence]
-        absorbed = self._absorbed(claim)
-        admitted = absorbed[0].experiment if absorbed else state.experiments[claim.experiment].admitted
-        told_of = {trial.node for trial in trials} | {admitted.node} | {idea.experiment.node for idea in absorbed}
-        checked = state.transfers.get(claim.key, Transfer()).checked
-        return PromotionDossier(
-            study=state.opened,
-            number=number,
-            experiment=admitted,
-            verdict=claim.verdict,
-            evidence=tuple(trials),
-            # Of those alone: a node that joins before a promotion is repeated must not make it another commit.
-            nodes=tuple(node for uid, node in state.nodes.items() if uid in told_of),
-            frozen=self.study.task.frozen,
-            base_files=state.files[claim.base],
-            files=state.files[claim.candidate],
-            transfer=checked if checked is not None and checked.required else None,
-            holdout=claim.holdout,
-            together=tuple(told for told in state.interactions if told.onto == claim.base),
-            absorbed=absorbed,
-        )
-
-    def _absorbed(self, claim: Claim) -> tuple[Absorbed, ...]:
-        """The ideas of a set that lands, each with the tree on the way to all of them."""
-        state = self.mind.state
-        admitted = [state.experiments[idea].admitted for idea in claim.ideas]
-        return tuple(map(Absorbed, admitted, landing_trees(state, claim) if admitted else ()))
-
     # --- pages ---
 
     def _write_pages(self) -> None:
@@ -411,18 +364,8 @@ class Service:
         written = pages(history(self._facts), self.study.config.notes)
         for name, content in written.items():
             _write(self.study.folder / name, content)
-        self._publish({LEADERBOARD: str(written[LEADERBOARD]), **self._checks_at_scale()})
+        self._publish({LEADERBOARD: str(written[LEADERBOARD]), **checks_at_scale(self.mind.state, self.study.name)})
         self._pages_at = self.clock() + max(self.pages_every_s, (self.clock() - began) / PAGES_SHARE)
-
-    def _checks_at_scale(self) -> dict[str, str]:
-        """What was found of promotions after they had landed, beside their records."""
-        state = self.mind.state
-        found = {p.number: state.transfers.get((p.experiment, p.base)) for p in state.promotions}
-        return {
-            transfer_path(self.study.name, number): transfer_json(transfer.checked)
-            for number, transfer in found.items()
-            if transfer is not None and transfer.checked is not None and not transfer.checked.required
-        }
 
     def _publish(self, files: Mapping[str, str]) -> None:
         """The shared branch shows what was known at the last promotion or check, and at the end; not every minute."""
