@@ -3,8 +3,8 @@
     .venv/bin/python -m benchmarks.decisions [--campaigns 100] [--seed 20261]
 
 One row a world and rule; below the table every bar with the number seen; then the same for the reference panel on Nodes
-that differ, and for ideas that are merged. Exit code 1 when a bar does not hold; those of the panel are a stretch and do
-not count.
+that differ, and for ideas that are merged. Exit code 1 when a bar does not hold; those of the panel are a stretch, and
+do not count.
 """
 
 import argparse
