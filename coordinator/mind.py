@@ -17,7 +17,7 @@ from coordinator.holdout import Gate, asked_of, released
 from coordinator.judging import Judge
 from coordinator.leases import Leases, Presence, leasable, platforms_gone
 from coordinator.rechecks import due_demotion, rechecked
-from coordinator.references import switches
+from coordinator.references import SECONDS, switches
 from coordinator.reproduction import paired_interval, rule_for
 from coordinator.shams import raised
 from coordinator.stacking import step, waits_for_rival
@@ -126,9 +126,9 @@ class Mind:
             return []
         self._look_at_the_end(now)
         actions: list[Action] = [*self._membership(now), *self._lost_blocks(now), *self._admissions(now)]
-        if self.config.decision.panel == "auto":
-            seconds = not self._judge.cpu_counts
-            actions += switches(self.state.references, self.state.nodes.values(), seconds, now)
+        if (setting := self.config.decision.panel) != "off":
+            drifts_as_one = SECONDS if setting == "auto" and not self._judge.cpu_counts else ""
+            actions += switches(self.state.references, drifts_as_one, now)
         actions += [*self._judge.facts(self._gone(now), now), *self._shams(now)]
         actions += [*checked(self.state, self.config.decision, now), *(self._demotion(now) or self._promotions(now))]
         if (compared := rechecked(self.state, self.config.decision, now)) is not None:

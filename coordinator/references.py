@@ -9,7 +9,7 @@ of confirmations and calibrations. Its runs as a candidate never count: it was p
 closed Claims ran tells of Nodes, under a name and a level of their own.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -26,10 +26,10 @@ from coordinator.panel import (
     trusted,
 )
 from coordinator.reproduction import Noise
-from swarm.records import NodeInfo, PanelSwitched
+from swarm.records import PanelSwitched
 
 RUNS_KEPT = 60  # of a champion, the newest: its level is known to 0.13 sd then, and a panel of so many costs 0.7 ms
-ONE_MACHINE = "all nodes share one machine, whose load would move every score, as seconds are the budget"
+SECONDS = "seconds are the budget, and what slows all nodes alike would move every score unnoticed"
 NO_SEED = -1  # that nothing ran on
 PAIRS_DF = 8  # of s from Pairs alone, before it is used: s from seed scores holds what Nodes and seeds differ by, too
 IN_VAIN = 2  # times the runs that a panel wants are drawn; a champion that crashes has no level
@@ -179,17 +179,13 @@ class References:
         return len(self.past.nodes.index) > MOST_NODES
 
 
-def switches(
-    platforms: Mapping[str, References], nodes: Iterable[NodeInfo], seconds: bool, now: float
-) -> Iterator[PanelSwitched]:
+def switches(platforms: Mapping[str, References], drifts_as_one: str, now: float) -> Iterator[PanelSwitched]:
     """The switches to be recorded: of each Platform the first that can be told, and every other one after it.
 
-    `seconds`: they are the budget, so that the load of a machine moves every score that is measured on it.
+    `drifts_as_one`: why the scores of all Nodes may wander together, which no check would show; empty: they may not.
     """
-    hosts = {(node.platform.id, node.host) for node in nodes} if seconds else set()
     for platform, references in platforms.items():
-        alone = sum(where == platform for where, _ in hosts) == 1
-        found = references.trust(ONE_MACHINE if alone else "")
+        found = references.trust(drifts_as_one)
         if found is not None and (not references.switches or found.on != references.on):
             number = len(references.switches) + 1
             yield PanelSwitched(platform, number, found.on, found.surprises, found.reason, now)

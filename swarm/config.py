@@ -103,8 +103,9 @@ class Decision(_Section):
     """Share of all claims that are sham edits: they change nothing but the random stream, and audit the chain."""
     recheck_every: int = Field(10, ge=0, le=_MOST)
     """Promotions after which the champion is compared with the one before them, and demoted if no better; 0 = never."""
-    panel: Literal["auto", "off"] = "auto"
-    """"auto" weighs claims on many runs of the champion where a Platform's own checks allow it; "off" never does."""
+    panel: Literal["auto", "on", "off"] = "auto"
+    """Claims may be weighed on many runs of the champion, while a Platform's own checks hold. "auto": where tokens are
+    the budget; "on": also where seconds are, whose drift on all nodes alike no check would notice; "off": never."""
     transfer_seeds: int = Field(2, ge=0, le=20)
     """Fresh seeds on which each promotion is checked at the larger scale that its Task names; 0 = no check."""
     transfer_required: bool = False

@@ -234,16 +234,18 @@ def looked_at(desk: Desk) -> Desk:
     return desk
 
 
-@pytest.mark.parametrize("setting", ["auto", "off"])
-def test_only_auto_ever_switches(setting: str) -> None:
+@pytest.mark.parametrize(("setting", "looks"), [("auto", True), ("on", True), ("off", False)])
+def test_off_never_switches(setting: str, looks: bool) -> None:
     desk = looked_at(ready(decision={"panel": setting, "calibration_pairs": 2}))
-    assert len(desk.of(PanelSwitched)) == (setting == "auto")
+    assert len(desk.of(PanelSwitched)) == looks
 
 
-def test_one_machine_whose_load_would_move_every_score_has_no_panel() -> None:
-    desk = looked_at(ready(cpu_limit=0.0))  # seconds are the budget
+@pytest.mark.parametrize("setting", ["auto", "on"])
+def test_where_seconds_are_the_budget_the_panel_needs_a_persons_word(setting: str) -> None:
+    desk = looked_at(ready(cpu_limit=0.0, decision={"panel": setting, "calibration_pairs": 2}))
     (switch,) = desk.of(PanelSwitched)
-    assert isinstance(switch, PanelSwitched) and not switch.on and "share one machine" in switch.reason
+    assert isinstance(switch, PanelSwitched)
+    assert ("seconds are the budget" in switch.reason and not switch.on) == (setting == "auto")
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
