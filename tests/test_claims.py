@@ -55,8 +55,12 @@ ALL_LIE = {
 @pytest.mark.parametrize("lie", ALL_LIE.values(), ids=ALL_LIE.keys())
 def test_a_lie_about_all_tokens_is_found(tmp_path: Path, lie: str) -> None:
     workshop = workshop_of(tmp_path, toy.claims(lie))
-    believed, refused = outcome_of(workshop, "screen"), outcome_of(workshop)
+    believed = outcome_of(workshop, "screen")
     assert isinstance(believed, Measurement)
+    # Of 50 windows one audit misses a thousandth in 23 of 100 runs (35 of 150), so nine all do in 2 of a million; the
+    # others in none of 25.
+    audits = (outcome_of(workshop) for _ in range(9))
+    refused = next((outcome for outcome in audits if isinstance(outcome, Failure)), None)
     assert believed.score < toy.bits_per_byte(2, odds)
     assert isinstance(refused, Failure), refused
     assert (refused.blame, refused.reason) == ("candidate", "rule")
