@@ -188,6 +188,7 @@ def verdict(state: State, fact: Verdict, at: float) -> None:
         if claim.kind == "gain" and not claim.ideas:  # nor does a simplification, or a set of what was counted already
             _count(state, claim, accepted=fact.accepted)
         _learn(state, claim)
+    claim.weighing = None
     if fact.accepted and claim.pairs:
         ratio = sum(p.candidate_cpu_s for p in claim.pairs) / max(1e-9, sum(p.champion_cpu_s for p in claim.pairs))
         state.cpu_ratio[claim.candidate] = ratio * state.cpu_ratio.get(claim.base, 1.0)

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from coordinator.leases import SHARED_BY, Presence, in_vain
 from coordinator.pairs import FORGIVEN_KILLS
+from coordinator.panel import LEAST_RUNS
 from coordinator.reproduction import LARGEST_GAIN, survives_holdout
 from coordinator.state import Claim, Drawn, Pair, State
 from swarm.config import Nodes
@@ -111,7 +112,8 @@ class Gate:
         verdict = self.claim.verdict
         fresh = len(self.claim.pairs) - (verdict.pairs if verdict else 0)
         there = sum(not isinstance(look, Gone) for look in self._looks())
-        few = there < self.state.rule.min_pairs and fresh < REPLACED
+        least = LEAST_RUNS if verdict is not None and verdict.panel else self.state.rule.min_pairs
+        few = there < least and fresh < REPLACED
         return few and self._waits(rounds=2) and not in_vain(self.claim)
 
     def answer(self) -> HoldoutAnswered | None:

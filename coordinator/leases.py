@@ -19,7 +19,7 @@ from coordinator.stacking import pairs_missing
 from coordinator.state import Claim, State
 from coordinator.transfer import owed
 from swarm.config import Config
-from swarm.records import BlockDrawn, Purpose, Report, digest
+from swarm.records import BlockDrawn, Measurement, Purpose, Report, digest
 from swarm.trust import level_needed
 
 SHARED_BY = 4  # candidates that may share one champion run in a block: above it false verdicts come in clusters
@@ -77,6 +77,7 @@ class Leases:
         self._state, self._config, self._now = state, config, now
         self._least_level = least_level(config)
         self._number = len(state.blocks)
+        self._kept = {uid: {*known.report.kept} for uid, known in presence.items()}
         there = leasable(state, presence, config, now)
         self._alive = Counter(state.platform_of(uid) for uid in there if presence[uid].alive)
         self._free = {uid: None for uid in sorted(presence) if self._is_free(uid, presence[uid])}  # an ordered set
@@ -182,8 +183,14 @@ class Leases:
         """
         panel = self._panel(claim)
         cells = panel.cells if panel is not None else ()
-        fresh = [cell for cell in cells if cell.node == uid and self._is_fresh(cell, claim)]
-        return min(fresh, key=self._shared, default=None)
+        mine = (cell for cell in cells if cell.node == uid and self._is_whole(cell))
+        return min((cell for cell in mine if self._is_fresh(cell, claim)), key=self._shared, default=None)
+
+    def _is_whole(self, cell: Cell) -> bool:
+        """Whether the holdout can be asked about the champion's run there: its node has the artifact, or none is."""
+        outcome = self._state.finished_trial(cell.trial).outcome
+        printed = isinstance(outcome, Measurement) and outcome.self_reported
+        return printed or cell.trial in self._kept[cell.node]
 
     def _panel(self, claim: Claim) -> References | Weighing | None:
         """What a claim is weighed against, or will be with its first block; None where it takes Pairs."""

@@ -74,11 +74,12 @@ Action = Promote | Demote | Fact
 class Mind:
     """Decides. Owned by one service (or simulator), which calls it from one thread."""
 
-    def __init__(self, config: Config, cpu_limit: float, scale: Scale | None = None) -> None:
+    def __init__(self, config: Config, cpu_limit: float, scale: Scale | None = None, *, paced: bool = False) -> None:
         """Know nothing yet. A trial is killed at `cpu_limit` times the baseline's CPU time; 0: CPU time counts not.
 
-        `scale` is the Task's.
+        `scale` is the Task's; `paced`: whether a busy machine may score worse there.
         """
+        self._paced = paced
         self.config = config
         self.rule = rule_for(config.decision.dial)
         self.state = State(rule=self.rule, calibration_runs=2 * config.decision.calibration_pairs, scale=scale)
@@ -127,7 +128,7 @@ class Mind:
         self._look_at_the_end(now)
         actions: list[Action] = [*self._membership(now), *self._lost_blocks(now), *self._admissions(now)]
         if (setting := self.config.decision.panel) != "off":
-            drifts_as_one = SECONDS if setting == "auto" and not self._judge.cpu_counts else ""
+            drifts_as_one = SECONDS if setting == "auto" and self._paced else ""
             actions += switches(self.state.references, drifts_as_one, now)
         actions += [*self._judge.facts(self._gone(now), now), *self._shams(now)]
         actions += [*checked(self.state, self.config.decision, now), *(self._demotion(now) or self._promotions(now))]

@@ -33,6 +33,7 @@ from coordinator.reproduction import (
     t_quantile,
 )
 
+LEAST_RUNS = 4  # of a Candidate: fewer would lean too much on the error that they share, that of the champion's level
 FRESH_RUNS = 10  # of the champion after each promotion: five Blocks as in calibration, each two seeds on one Node
 STAKES = 1.5  # times the bar of Pairs: Claims share the error of a level; 2 % good: 4 instead of 5 % false
 CLAIMS_PER_CHECK = 8  # judged on the panel, before one more champion run is bought
@@ -49,11 +50,11 @@ ALARMED = (0.75, 1.25)  # outside of this it is switched off again
 def rule_on_panel(dial: Dial) -> Rule:
     """The boundaries on a panel: `min_pairs` and `max_pairs` count runs of the Candidate, all others are in s.
 
-    A gain is looked for that is as large against the sd of one run as it is elsewhere against that of one Pair. Fewer
-    than four runs would lean too much on the one error that they share, that of the champion's level.
+    A gain is looked for that is as large against the sd of one run as it is elsewhere against that of one Pair.
     """
     paired = rule_for(dial)
-    return replace(paired, d1=paired.d1 / math.sqrt(2.0), min_pairs=4, max_pairs=paired.max_pairs + 4)
+    most = paired.max_pairs + LEAST_RUNS
+    return replace(paired, d1=paired.d1 / math.sqrt(2.0), min_pairs=LEAST_RUNS, max_pairs=most)
 
 
 def screen_gain(panel: Panel, run: Run) -> float:
@@ -218,7 +219,7 @@ def _opens_block(earlier: Sequence[Run], run: Run) -> bool:
 def trusted(surprises: Sequence[float], runs_seen: int, *, already: bool) -> bool:
     """Whether Claims may be judged on the panel from now on.
 
-    `surprises` are those of `Past` and of shams, oldest first; the newest `RECENT` count, clipped as residuals are.
+    `surprises` are those of `Past`, oldest first; the newest `RECENT` count, clipped as residuals are.
     A level that wanders on all Nodes alike is not noticed: a Claim is over before that, and the champion runs seldom.
     """
     if runs_seen < RUNS_BEFORE_TRUST or len(surprises) < SURPRISES_BEFORE_TRUST:

@@ -115,7 +115,8 @@ class Service:
 
     def __post_init__(self) -> None:
         config = self.study.config.model_copy(update={"study": self.study.name})
-        self.mind = Mind(config, self.study.task.cpu_limit, self.study.task.scale)
+        task = self.study.task
+        self.mind = Mind(config, task.cpu_limit, task.scale, paced=task.paced)
         self.lineage = Lineage(self.study.repo_path, self.study.name)
         self.roster = Roster(
             cluster=self.cluster,

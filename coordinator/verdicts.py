@@ -17,7 +17,7 @@ FALLS = 2  # of one idea, after which it is closed for good
 def verdict_of(claim: Claim, decision: Accepted | Rejected, now: float) -> Verdict:
     """What its Pairs say; it rests on those that decided, whatever else was on its way."""
     rests_on = replace(claim, pairs=claim.pairs[: decision.pairs])
-    return _verdict(rests_on, decision, decision.reason + _where(rests_on), now)
+    return replace(_verdict(rests_on, decision, decision.reason + _where(rests_on), now), panel=claim.against)
 
 
 def closed(claim: Claim, reason: str, now: float) -> Verdict:
@@ -47,7 +47,6 @@ def _verdict(claim: Claim, decision: Accepted | Rejected, reason: str, now: floa
         at=now,
         claim_kind=claim.kind,
         after_demotion=claim.after_demotion,
-        panel=claim.against if claim.pairs else 0,
     )
 
 

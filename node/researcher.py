@@ -293,11 +293,11 @@ class Researcher:
         return level(self.memory.champion_score, self.memory.champion, self.brief)
 
     def _close_claim(self, verdicts: Mapping[str, str], now: float) -> list[Fact]:
-        verdict = verdicts.get(self.memory.claim, "")
-        if not verdict:
-            return []
-        rejected = verdict.startswith("rejected") and self.memory.tip_experiment == self.memory.claim
-        self._update(claim="")
+        """A tip that is rejected is left, also when that comes after it was accepted, as a veto does."""
+        tip = self.memory.tip_experiment
+        rejected = tip in self.memory.claimed and verdicts.get(tip, "").startswith("rejected")
+        if verdicts.get(self.memory.claim):
+            self._update(claim="")
         return self._reset_tip(now) if rejected else []
 
     def _reset_tip(self, now: float) -> list[Fact]:

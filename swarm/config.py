@@ -57,7 +57,7 @@ class Caps(_Section):
 class Nodes(_Section):
     """The machines."""
 
-    local: int = Field(2, ge=1, le=64)
+    local: int = Field(2, ge=0, le=64)
     """Nodes that `swarm run` starts on this machine, each for one trial at a time; `swarm coordinator` starts none."""
     threads: int = Field(1, ge=1, le=1024)
     """Threads of one trial on the CPU. One thread keeps runs bit-identical for a seed."""

@@ -79,8 +79,8 @@ class Experiment:
     transfer: TransferChecked | None = None
     """The newest."""
     holdout: HoldoutAnswered | None = None
-    veto: PromotionVetoed | None = None
     """The newest; one that did not pass is the last word."""
+    veto: PromotionVetoed | None = None
     promotion: Promotion | None = None
     """That stands; None where it was undone."""
     status: Status = "waiting"

@@ -75,6 +75,11 @@ class Task:
         return self.score == "answers" and self.seconds > 0
 
     @property
+    def paced(self) -> bool:
+        """Whether a busy machine may score worse: seconds are the budget, or the script says what it trained for."""
+        return self.seconds > 0 or self.score == "printed"
+
+    @property
     def has_data(self) -> bool:
         """Whether a prepared data folder belongs to the Task."""
         return bool(self.commands.prepare)

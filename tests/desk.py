@@ -107,6 +107,7 @@ class Desk:
     baseline: Mapping[str, str] = field(default_factory=lambda: BASELINE)
     now: float = START
     holdout: dict[str, float | Outcome] = field(default_factory=dict)  # scores there by candidate; else as confirmed
+    paced: bool = False  # a busy machine may score worse
     printed: bool = False  # the task takes a script's own word for its score
     silent: set[str] = field(default_factory=set)  # nodes that do not answer what they are asked about the holdout
     vault: dict[str, dict[str, Outcome]] = field(default_factory=dict)  # node -> trial -> what the holdout would say
@@ -117,7 +118,7 @@ class Desk:
         plain: dict[str, object] = {"study": STUDY, "seed": 3, "stop": {"wall_minutes": 600, "final_minutes": 100}}
         plain["decision"] = {"calibration_pairs": 2}
         self.config = parse_config({**plain, **self.settings}, "test")
-        self.mind = Mind(self.config, cpu_limit=self.cpu_limit, scale=self.scale)
+        self.mind = Mind(self.config, cpu_limit=self.cpu_limit, scale=self.scale, paced=self.paced)
         self.keys: set[str] = set()
         self.commit([
             StudyOpened(STUDY, 3, "score", "minimize", candidate_id(self.baseline), self.baseline, "{}", self.now),
@@ -183,7 +184,7 @@ class Desk:
 
     def replayed(self) -> Mind:
         """Another mind that has read the same ledger."""
-        again = Mind(self.config, cpu_limit=self.cpu_limit, scale=self.scale)
+        again = Mind(self.config, cpu_limit=self.cpu_limit, scale=self.scale, paced=self.paced)
         for fact, at in self.facts:
             again.absorb(fact, at)
         return again

@@ -70,7 +70,6 @@ def test_code_that_asks_for_walls_where_there_are_none(place: Path) -> None:
         ("seed = 1\nseed = 2", "mine.toml is not valid TOML: Cannot overwrite a value (at line 2, column 9)"),
         ("[stop\n", "mine.toml is not valid TOML: Expected ']'"),
         ("seed = -1", "seed = -1: Input should be greater than or equal to 0"),
-        ("[nodes]\nlocal = 0", "nodes.local = 0: Input should be greater than or equal to 1"),
         ("[nodes]\nlocal = 65", "nodes.local = 65: Input should be less than or equal to 64"),
         ("[stop]\nwall_minutes = nan", "stop.wall_minutes = nan: Input should be a finite number"),
         ("stop = 3", "stop = 3: it is a section; set one of its keys: wall_minutes"),
@@ -166,6 +165,7 @@ def test_a_coordinator_without_nodes_of_its_own_refuses_misspelt_names_only(plac
 def test_a_forge_that_is_unknown_or_lacks_something(place: Path) -> None:
     assert "did you mean 'github'?" in refused(place, "--set", "forge.use=gitlab")
     assert "cannot be loaded" in refused(place, "--set", "forge.use=nowhere:Forge")
+    assert "no node would run a trial" in refused(place, "--set", "nodes.local=0")
     github = settings("forge.use=github", "forge.repository=me/mine")
     assert "GITHUB_TOKEN" in refused(place, *github, env={"GITHUB_TOKEN": ""})
     assert "forge.repository" in refused(place, *github[:2], env={"GITHUB_TOKEN": "token"})

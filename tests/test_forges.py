@@ -305,6 +305,9 @@ def test_a_person_can_close_a_local_request(local: World) -> None:
     with pytest.raises(RequestClosed, match="local#1 was closed by a person"):
         local.forge.merge(local.study.path, request)
     assert local.forge.head() == local.baseline
+    other = local.request(1, local.candidate(local.baseline, "LR = 3\n"))
+    with pytest.raises(TreeMismatch):  # a veto is of what the person saw
+        local.forge.merge(local.study.path, other)
 
 
 # --- GitHub only -----------------------------------------------------------------------------------------

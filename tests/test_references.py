@@ -20,8 +20,8 @@ BETTER: dict[str, float] = {candidate_id(A1): 1.5, candidate_id(B1): 1.5, candid
 NODES = ("ant", "bee", "cat", "dog")
 
 
-def ready(cpu_limit: float = 2.0, **settings: object) -> Desk:
-    desk = Desk(settings, cpu_limit)
+def ready(*, paced: bool = False, **settings: object) -> Desk:
+    desk = Desk(settings, paced=paced)
     desk.calibrate(*NODES)
     for number in (101, 102):
         undecided(desk, proposal(edited(BASELINE, D=number)))
@@ -242,7 +242,7 @@ def test_off_never_switches(setting: str, looks: bool) -> None:
 
 @pytest.mark.parametrize("setting", ["auto", "on"])
 def test_where_seconds_are_the_budget_the_panel_needs_a_persons_word(setting: str) -> None:
-    desk = looked_at(ready(cpu_limit=0.0, decision={"panel": setting, "calibration_pairs": 2}))
+    desk = looked_at(ready(paced=True, decision={"panel": setting, "calibration_pairs": 2}))
     (switch,) = desk.of(PanelSwitched)
     assert isinstance(switch, PanelSwitched)
     assert ("seconds are the budget" in switch.reason and not switch.on) == (setting == "auto")

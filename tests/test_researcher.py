@@ -221,6 +221,15 @@ def test_a_rejected_claim_takes_the_tip_back_and_the_queue_with_it() -> None:
     assert lab.memory.tip == candidate_id(D1)
 
 
+def test_a_tip_that_is_rejected_after_it_was_accepted_is_left_too() -> None:
+    lab = with_claim()
+    claimed = lab.memory.claim
+    lab.hear(lab.brief(verdicts={claimed: "accepted"}))
+    assert lab.memory.tip == candidate_id(A1) and not lab.memory.claim
+    lab.hear(replace(lab.last, version="vetoed", verdicts={claimed: "rejected: #1 was closed by a person"}))
+    assert lab.memory.tip == candidate_id(BASELINE)
+
+
 def test_the_own_tip_promoted_is_built_upon() -> None:
     lab = with_claim()
     lab.offer(edited(A1, D=1))

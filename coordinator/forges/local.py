@@ -121,10 +121,10 @@ class LocalForge:
 
     def _refuse(self, page: _Page, study: Repo, request: Request) -> None:
         head = self._repo.ref(request.branch)
-        if page.state == "closed" or head is None:
+        if page.state == "closed" and page.commit == request.commit:
             raise RequestClosed(f"{page.name} was closed by a person")
-        if page.state == "merged" or head != request.commit:
-            raise mismatch(study, request, head)
+        if page.state != "open" or head != request.commit:
+            raise mismatch(study, request, head or "nothing")
 
     def publish(self, files: Mapping[str, str], message: str) -> str:
         """Commit the pages that differ from what is there."""

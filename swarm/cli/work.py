@@ -13,6 +13,7 @@ from swarm.cli.checks import check_host
 from swarm.cli.options import CONFIG, HOME, PLAIN, SET, STUDY, TRUST
 from swarm.cli.studies import find
 from swarm.config import Config, load_config
+from swarm.errors import ConfigError
 from swarm.records import StudyFinished
 
 
@@ -27,6 +28,8 @@ def run(config: Path | None, overrides: tuple[str, ...], plain: bool, trust: boo
     CONFIG is a TOML file; the default is configs/laptop.toml.
     """
     settings = _config(config, overrides, trust)
+    if settings.nodes.local == 0:
+        raise ConfigError("nodes.local = 0: no node would run a trial; `swarm coordinator` is for nodes that join")
     sys.exit(_exit_code(wiring.run_study(settings, Console(), local=settings.nodes.local, plain=plain)))
 
 
