@@ -475,10 +475,9 @@ class Batches:
 
     def __init__(self, stream: np.ndarray, bos: int, vocab_size: int = 65536) -> None:
         self.stream, self.bos, self.count = stream, bos, len(stream) // (SEQ_LEN * BATCH)
+        self.vocab_size = vocab_size
         if self.count == 0:
             raise ValueError(f"--budget has {len(stream)} tokens, less than one step of {SEQ_LEN * BATCH}: raise it")
-        if (largest := max(stream.max(), bos)) >= vocab_size:
-            raise ValueError(f"token {largest} is outside the vocabulary of {vocab_size}")
 
     def __len__(self) -> int:
         return self.count
@@ -490,6 +489,8 @@ class Batches:
         tokens = self.stream[first[:, None] + np.arange(-1, SEQ_LEN)].astype(np.int64)
         if index == 0:
             tokens[0, 0] = self.bos
+        if (largest := tokens.max()) >= self.vocab_size:  # not for all at first: that would read 1 GB on a GPU
+            raise ValueError(f"token {largest} is outside the vocabulary of {self.vocab_size}")
         pair = torch.from_numpy(tokens)
         return pair[:, :-1], pair[:, 1:]
 
@@ -535,7 +536,7 @@ def get_ready(model: GPT) -> LossOf:
             nothing = torch.zeros(BATCH, SEQ_LEN, dtype=torch.int64)
             loss_of(model, to_device(nothing), to_device(nothing), model.around(nothing)).backward()
             break
-        except (ImportError, AttributeError, TypeError, RuntimeError) as error:  # the middle two: an older version
+        except (ImportError, OSError, AssertionError, AttributeError, TypeError, RuntimeError) as error:
             if no_memory(error) or (kernel, compiles) == ways[-1]:
                 raise
             why = next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -144,14 +144,17 @@ def run(job: Job, options: argparse.Namespace, limit_s: float) -> Run:
         argv += ["--out", f"{place}/out", "--seed", str(job.seed), "--budget", str(budget)]
         argv += ["--seconds", str(job.seconds)]
         # Compiled once for all runs and calls; by_hand.py is found beside the shipped script.
-        more = {"TORCHINDUCTOR_CACHE_DIR": str(CACHE / "compiled"), **os.environ, "PYTHONPATH": str(TRAIN.parent)}
+        paths = os.pathsep.join(filter(None, (str(TRAIN.parent), os.environ.get("PYTHONPATH"))))
+        more = {"TORCHINDUCTOR_CACHE_DIR": str(CACHE / "compiled"), **os.environ, "PYTHONPATH": paths}
         done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=limit_s, env=more)
     if done.returncode:
         return {"failed": (done.stderr.strip().splitlines() or [f"exit {done.returncode}"])[-1]}
-    used = re.findall(r"(?m)^attention (\w+), (?:not )?compiled$", done.stdout)[-1]
+    used = re.findall(r"(?m)^attention (\w+), (?:not )?compiled$", done.stdout)
+    summary = re.findall(r"(?m)^(\w+): +(-?[\d.]+(?:e[+-]?\d+)?)$", done.stdout.rpartition("\n---\n")[2])
+    if not used or not summary:
+        return {"failed": "its output holds no kernel, or no summary"}
     why = dict(re.findall(r"(?m)^attention (\w+).*: not here \((.*)\)$", done.stdout))
-    numbers = {name: float(value) for name, value in re.findall(r"(?m)^(\w+): +(\S+)$", done.stdout)}
-    return {"kernel": used, "not_here": why, **numbers}
+    return {"kernel": used[-1], "not_here": why, **{name: float(value) for name, value in summary}}
 
 
 class Runs:
@@ -162,7 +165,8 @@ class Runs:
         self.options, self.where, self.started, self.known = options, where, time.monotonic(), dict[str, Run]()
         if options.log.is_file():
             lines = [json.loads(line) for line in options.log.read_text().splitlines() if line.endswith("}")]
-            self.known = {line["key"]: line for line in lines if "key" in line and "failed" not in line}
+            lasting = (line for line in lines if "key" in line and ("failed" not in line or line.get("hung")))
+            self.known = {line["key"]: line for line in lasting}
 
     def get(self, job: Job) -> Run:
         """The run, made if it is not there. Raises TimeOver where it would not end in time."""
@@ -173,15 +177,16 @@ class Runs:
             left = 60 * self.options.minutes - (began - self.started)
             if job.seconds + self.start_s > left:
                 raise TimeOver
-            limit = job.seconds + PATIENCE_S
+            limit = min(job.seconds + PATIENCE_S, left)
             try:
-                found = run(job, self.options, min(limit, left))
+                found = run(job, self.options, limit)
             except subprocess.TimeoutExpired:
-                if left < limit:
+                if limit < job.seconds + 2 * START_S:
                     raise TimeOver from None
-                found = {"failed": f"did not end within {limit:.0f} s"}
+                # Not tried again: a kernel that hangs would take every call to come.
+                found = {"failed": f"did not end within {limit:.0f} s", "hung": True}
             told = {"key": key, "name": job.name, "seed": job.seed, "seconds": job.seconds, "where": self.where}
-            self.known[key] = {**told, "took_s": round(time.monotonic() - began, 1), **found}
+            self.known[key] = {**told, "hung": False, "took_s": round(time.monotonic() - began, 1), **found}
             with self.options.log.open("a") as log:
                 print(json.dumps(self.known[key]), file=log)
             said = found.get("failed") or f"{found['val_bpb']:.4f}, attention {found['kernel']}"
@@ -191,8 +196,8 @@ class Runs:
     @property
     def start_s(self) -> float:
         """What a run takes beside its seconds, at most."""
-        seen = [one["took_s"] - one["seconds"] for one in self.known.values() if one["where"] == self.where]
-        return max(seen, default=START_S)
+        ended = (one for one in self.known.values() if one["where"] == self.where and "failed" not in one)
+        return max((one["took_s"] - one["seconds"] for one in ended), default=START_S)
 
 
 # ---- parts

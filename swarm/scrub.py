@@ -14,7 +14,7 @@ _SHAPES = (
     r"gh[pousr]_[A-Za-z0-9]{20,255}",  # GitHub
     r"github_pat_[A-Za-z0-9_]{20,255}",
     r"glpat-[A-Za-z0-9_-]{20,255}",  # GitLab
-    r"sk-[A-Za-z0-9_-]{20,255}",  # Anthropic, OpenAI and others
+    r"sk-(?=[A-Za-z_-]{0,60}[0-9])[A-Za-z0-9_-]{20,255}",  # Anthropic, OpenAI and others; words have no digits
     r"hf_[A-Za-z0-9]{20,255}",  # Hugging Face
     r"xox[abprs]-[A-Za-z0-9-]{10,255}",  # Slack
     r"(?:AKIA|ASIA)[A-Z0-9]{16}",  # AWS key ids
@@ -22,8 +22,9 @@ _SHAPES = (
     r"eyJ[A-Za-z0-9_-]{10,4000}\.eyJ[A-Za-z0-9_-]{10,4000}\.[A-Za-z0-9_-]{0,4000}",  # JSON web tokens
 )
 _TOKEN = re.compile(rf"(?<![A-Za-z0-9])(?:{'|'.join(_SHAPES)})")
-_HEADER = re.compile(r"(?i)\b(bearer|basic) [A-Za-z0-9._~+/=-]{16,4000}")
-_LOGIN = re.compile(r"(?<=://)[^\s/:@]{0,255}:[^\s/@]{1,255}(?=@)")
+# Of a header, with a digit somewhere: "a more basic parameterization" is none, nor is a template with a name in braces.
+_HEADER = re.compile(r"\b(Bearer|bearer|Basic|basic) (?=[A-Za-z._~+/=-]{0,200}[0-9])[A-Za-z0-9._~+/=-]{16,4000}")
+_LOGIN = re.compile(r"(?<=://)[^\s/:@]{0,255}:[^\s/@{}$<>]{1,255}(?=@)")
 _PRIVATE_KEY = re.compile(
     r"-----BEGIN [A-Z ]{0,30}PRIVATE KEY-----.*?(?:-----END [A-Z ]{0,30}PRIVATE KEY-----|\Z)", re.DOTALL
 )

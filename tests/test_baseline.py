@@ -394,8 +394,10 @@ def test_tokens_are_looked_at_to_the_last() -> None:
     module = load_file(BASELINE / "train.py", "candidate")
     stream = np.zeros(2**24 + 2048, dtype="<u2")
     stream[-1] = VOCAB
+    steps = module.Batches(stream, VOCAB - 1, VOCAB)
+    steps[0]
     with pytest.raises(ValueError, match="token 1025 is outside the vocabulary of 1025"):
-        module.Batches(stream, VOCAB - 1, VOCAB)
+        steps[len(steps) - 1]
 
 
 def test_a_model_that_does_not_fit_on_the_disk_is_told_in_one_sentence(

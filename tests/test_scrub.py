@@ -53,6 +53,10 @@ def test_logins_headers_and_keys_go(text: str, clean: str) -> None:
         "task-risk-sk-short",
         "https://example.org:8080/a@b",
         "a basic idea",
+        "a more basic parameterization of Muon",
+        "basic orthogonalisation, bearer authentication_tokens",
+        "fall-back sk-learn-like-normalisation-of-x",
+        "https://x-access-token:{token}@github.com",
         "a" * 64,
     ],
 )
