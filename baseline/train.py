@@ -490,7 +490,7 @@ class Batches:
         if index == 0:
             tokens[0, 0] = self.bos
         if (largest := tokens.max()) >= self.vocab_size:  # not for all at first: that would read 1 GB on a GPU
-            raise ValueError(f"token {largest} is outside the vocabulary of {self.vocab_size}")
+            stop(f"token {largest} is outside the vocabulary of {self.vocab_size}: --budget is of another --data", 2)
         pair = torch.from_numpy(tokens)
         return pair[:, :-1], pair[:, 1:]
 

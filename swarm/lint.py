@@ -5,11 +5,11 @@ sorts for people and tells a careless proposer early; walls are the sandbox's pa
 """
 
 import ast
-import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
 from swarm.records import Files
+from swarm.source import parse
 
 FILE_BYTES = 65_536  # three times the shipped train.py
 LITERAL_BYTES = 2_000  # a longer one may be validation text: 1 kB of it is worth 0.008 bits per byte in 1 MB of text
@@ -56,9 +56,7 @@ def _of_file(path: str, text: str) -> Iterator[str]:
 
 def _of_source(text: str) -> Iterator[str]:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # an odd escape sequence is not our business
-            tree = ast.parse(text)
+        tree = parse(text)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         yield f": cannot be read as Python: {error}"
         return

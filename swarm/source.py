@@ -7,6 +7,7 @@ whether an edit is safe: a candidate that parses here may still do anything once
 import ast
 import difflib
 import io
+import threading
 import warnings
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -15,6 +16,7 @@ from swarm.errors import ProposalError
 from swarm.records import Files, digest
 
 DIFF_LIMIT = 2_000  # characters of a diff that a Brief carries
+_ONE_AT_A_TIME = threading.Lock()  # warnings, too, are switched off for all threads at once
 _SKIPPED_FIELDS = {"kind", "type_comment", "type_ignores", "ctx"}  # say nothing about what the code does
 
 
@@ -44,9 +46,12 @@ def _normal_text(path: str, text: str) -> str:
 
 def parse(text: str) -> ast.Module:
     """The syntax tree; raises what `ast.parse` raises."""
-    with warnings.catch_warnings():
+    with _ONE_AT_A_TIME, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # an odd escape sequence in somebody's string is not our business
-        return ast.parse(text)
+        try:
+            return ast.parse(text)
+        except SystemError:  # another thread parsed without us: Python 3.11 counts the depth of all trees in one place
+            return ast.parse(text)
 
 
 def parses(text: str) -> bool:
