@@ -86,7 +86,10 @@ class Judge:
         return decide([pair.gain for pair in claim.pairs], claim.noise, claim.bar, claim.rule)
 
     def _too_slow(self, claim: Claim) -> str:
-        """CPU time over the study's baseline, chained through the champion's run of each Pair so that load cancels."""
+        """CPU time over the study's baseline, chained through the champion's run of each Pair.
+
+        So load cancels where both ran in one Block; on a panel the champion's run may be an older one.
+        """
         if not self.cpu_counts:
             return ""
         ratio = sum(p.candidate_cpu_s for p in claim.pairs) / max(1e-9, sum(p.champion_cpu_s for p in claim.pairs))

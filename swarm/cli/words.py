@@ -115,6 +115,11 @@ class Teller:
             case Interaction():
                 self._sets[fact.experiment] = fact.ideas
                 return f"joined  {self._experiment(fact.experiment)}: {fact.reason}"
+            case _:
+                return self._belief(fact)
+
+    def _belief(self, fact: Fact) -> str:
+        match fact:
             case Verdict():
                 word = "accepted" if fact.accepted else "rejected"
                 why = fact.reason.removeprefix(f"{word}: ")
